@@ -434,19 +434,21 @@ def nf4_quantize(weight, block=64):
     return torch.cat(codes), torch.cat(absmax)
 
 
-def nf4_dequantize(codes, absmax, shape, dtype=torch.float32, block=64):
-    """inverse of nf4_quantize: table value x absmax in fp32, one rounding to dtype at the end."""
+def nf4_dequantize(codes, absmax, shape, dtype=torch.float32, block=64, out=None):
+    """inverse of nf4_quantize: table value x absmax in fp32, one rounding to dtype at the end. out: flat, at least as long."""
     n, step, pairs = math.prod(shape), 2**24, NF4_PAIRS.to(codes.device)
-    if n % block:
-        values = pairs.index_select(0, codes.int()).view(torch.float32)
-        return (values[:n] * absmax.repeat_interleave(block)[:n]).view(shape).to(dtype)
-    look = lambda i: pairs.index_select(0, codes[i // 2:(i + step) // 2].int()).view(torch.float32).view(-1, block).mul_(absmax[i // block:(i + step) // block, None])
-    if n <= step:
-        return look(0).view(shape).to(dtype)
-    out = torch.empty(n, dtype=dtype, device=codes.device)   # in pieces: the table's indices for a whole 70B layer are another GB
-    for i in range(0, n, step):
-        out[i:i + step] = look(i).flatten()
-    return out.view(shape)
+    values = torch.empty(n + n % 2, dtype=dtype, device=codes.device) if out is None else out[:n + n % 2]
+    for i in range(0, n, step):   # in pieces: the table's indices for a whole 70B layer are another GB
+        part, m = values[i:i + step], absmax[i // block:(i + step) // block]
+        fp32 = part if dtype == torch.float32 else torch.empty_like(part, dtype=torch.float32)
+        torch.index_select(pairs, 0, codes[i // 2:(i + step) // 2].int(), out=fp32.view(torch.int64))
+        if len(fp32) % block == 0:
+            fp32.view(-1, block).mul_(m[:, None])
+        else:
+            fp32.mul_(m.repeat_interleave(block)[:len(fp32)])
+        if fp32 is not part:
+            part.copy_(fp32)
+    return values[:n].view(shape)
 
 
 def double_quantize(absmax, block=256):
@@ -518,9 +520,12 @@ class LoRALinears(Function):
 class Linear(nn.Module):
     """a frozen weight (NF4 or dense) and, when adapted, A and B in fp32."""
 
+    largest, scratch = 0, {}   # one buffer for the dequantised weight in use: fresh ones of up to 1 GB fragment the heap
+
     def __init__(self, d_out, d_in):
         super().__init__()
         self.shape, self.dense, self.codes, self.A, self.B, self.s = (d_out, d_in), None, None, None, None, 0.0
+        Linear.largest = max(Linear.largest, d_out * d_in + 1)
 
     def set_weight(self, w, bits):
         if bits == 16:
@@ -529,10 +534,14 @@ class Linear(nn.Module):
             self.codes, absmax = nf4_quantize(w)
             self.absmax = double_quantize(absmax)
 
-    def weight(self, dtype):
+    def weight(self, dtype, keep=False):
+        """(d_out, d_in). From 4 bits it stands in the shared buffer and lasts until the next call, unless keep."""
         if self.dense is not None:
             return self.dense
-        return dequantize_weight(self.codes, *self.absmax, self.shape, dtype)
+        key = dtype, self.codes.device
+        if not keep and (key not in self.scratch or len(self.scratch[key]) < Linear.largest):
+            self.scratch[key] = torch.empty(Linear.largest, dtype=dtype, device=self.codes.device)
+        return nf4_dequantize(self.codes, double_dequantize(*self.absmax), self.shape, dtype, out=None if keep else self.scratch[key])
 
     def add_lora(self, r, alpha, gen, device):
         # B = 0: the model is unchanged at step 0. A as in PEFT (kaiming, a = sqrt 5), drawn on the CPU so that seeds mean
@@ -541,10 +550,6 @@ class Linear(nn.Module):
         self.A = nn.Parameter(torch.empty(r, self.shape[1]).uniform_(-bound, bound, generator=gen).to(device))
         self.B = nn.Parameter(torch.zeros(self.shape[0], r, device=device))
         self.s = alpha / r
-
-
-def dequantize_weight(codes, absmax_codes, absmax2, offset, shape, dtype):
-    return nf4_dequantize(codes, double_dequantize(absmax_codes, absmax2, offset), shape, dtype)
 
 
 def linears(x, *lins):
@@ -589,48 +594,10 @@ class SwiGLU(Function):
         return dsilu.mul_(g).mul_(G), silu.mul_(G)
 
 
-class Rope(Function):
-    """rotary positions on x (S, heads, hd): an orthogonal map, so backward is the rotation by the opposite angle."""
-
-    @staticmethod
-    def rotate(x, cos, sin):   # cos, sin (S, 1, hd)
-        a, b = x.chunk(2, -1)
-        return (x * cos).addcmul_(torch.cat((-b, a), -1), sin)
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return Rope.rotate(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, G):
-        cos, sin = ctx.saved_tensors
-        return Rope.rotate(G, cos, -sin), None, None
-
-
-class Padded(Function):
-    """packed (S, ...) -> padded (n * longest, ...) with zeros; the gradient goes back the same way. unpad is its mirror."""
-
-    @staticmethod
-    def forward(ctx, x, slots, total):
-        ctx.save_for_backward(slots)
-        return x.new_zeros(total, *x.shape[1:]).index_copy_(0, slots, x)
-
-    @staticmethod
-    def backward(ctx, G):
-        return G.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class Unpadded(Function):
-    @staticmethod
-    def forward(ctx, x, slots):
-        ctx.save_for_backward(slots)
-        ctx.total = x.shape[0]
-        return x.index_select(0, slots)
-
-    @staticmethod
-    def backward(ctx, G):
-        return Padded.apply(G, ctx.saved_tensors[0], ctx.total), None
+def rotate(x, cos, sin):
+    """rotary positions on x (S, heads, hd); cos, sin (S, 1, hd). The halves of a head are its pairs, as in transformers."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
 
 
 def packed_attention(p):
@@ -639,11 +606,13 @@ def packed_attention(p):
         return lambda q, k, v: flash_attn_varlen_func(q, k, v, p.cu, p.cu, p.longest, p.longest, causal=True)
     n = len(p.cu) - 1
 
+    def grid(t):   # (S, heads, hd) -> (n, heads, longest, hd), zeros after each document
+        return t.new_zeros(n * p.longest, *t.shape[1:]).index_copy(0, p.slots, t).view(n, p.longest, *t.shape[1:]).transpose(1, 2)
+
     def attend(q, k, v):
         # right padding + a causal mask needs no padding mask: what comes after a token is never seen by it
-        q, k, v = (Padded.apply(t, p.slots, n * p.longest).view(n, p.longest, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)   # (n, H, longest, hd)
-        return Unpadded.apply(o.transpose(1, 2).reshape(n * p.longest, *o.shape[1::2]), p.slots)
+        o = F.scaled_dot_product_attention(grid(q), grid(k), grid(v), is_causal=True, enable_gqa=True)
+        return o.transpose(1, 2).reshape(n * p.longest, *q.shape[1:]).index_select(0, p.slots)
     return attend
 
 
@@ -659,7 +628,7 @@ class Block(nn.Module):
         """x (S, D) -> the stream after attention x (S, D), and h (S, F), the input of down_proj."""
         c, S = self.c, x.shape[0]
         q, k, v = linears(RMSNorm.apply(x, self.norm1, c["eps"]), self.q, self.k, self.v)
-        q, k = Rope.apply(q.view(S, c["H"], -1), *rope), Rope.apply(k.view(S, c["Hkv"], -1), *rope)
+        q, k = rotate(q.view(S, c["H"], -1), *rope), rotate(k.view(S, c["Hkv"], -1), *rope)
         o = attend(q, k, v.view(S, c["Hkv"], -1))                       # (S, H, hd)
         x = x + linears(o.reshape(S, -1), self.o)[0]
         return x, SwiGLU.apply(*linears(RMSNorm.apply(x, self.norm2, c["eps"]), self.gate, self.up))
@@ -805,7 +774,7 @@ class Llama(nn.Module):
                 for lin, *_ in kept:
                     lin.s *= scale
                     if fits:
-                        W = lin.weight(self.embed.dtype)
+                        W = lin.weight(self.embed.dtype, keep=True)
                         lin.dense = W if lin.A is None or not lin.s else W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype)
                         lin.A = None
             yield self
@@ -1153,7 +1122,7 @@ def memory_plan(c, a, dtype_bytes, checkpoint):
         "LoRA: w, grad, Adam m, v (fp32)": 16 * n_lora(c, a),
         "block inputs" if checkpoint else "activations of all blocks": S * D * el * c["L"] if checkpoint else saved * c["L"],
         "one block in backward": (saved if checkpoint else 0) + S * el * (3 * Fw + 2 * D),
-        "one dequantised weight": largest * el + 6 * min(largest, 2**24) if a.bits == 4 else 0,
+        "one dequantised weight": largest * el + (6 if el < 4 else 2) * min(largest, 2**24) if a.bits == 4 else 0,
         "logits of one chunk (fp32)": 2 * 4 * 512 * c["V"],
         "python, torch, libraries": 0.45e9 if a.device == "cpu" else 0.8e9,
     }

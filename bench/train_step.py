@@ -17,8 +17,8 @@ one micro-batch, without activation checkpointing; same rows, same start of A, B
     peft-bf16-pure   the same with adapters in bf16 too: the faster one where the CPU multiplies bf16 in hardware
     peft-fp32        the same in fp32: the faster one where it does not
 
-Each side is a process of its own that stays loaded and imports lora_undo, so that all have its allocator settings.
-Steps alternate ours, peer, ours, peer, one at a time; a ratio is taken inside each pair, and the table gives the
+Each side is a process of its own that stays loaded and imports lora_undo, so that all have its allocator settings. Only
+the side that computes runs: the others are stopped (SIGSTOP), since OpenMP threads that wait can hold a core. Steps alternate ours, peer, ours, peer, one at a time; a ratio is taken inside each pair, and the table gives the
 median [min, max] over the pairs, so that a machine that drifts by 2x in minutes does not decide it. Peak is VmHWM
 (Linux): loading, libraries and all. Before the timing, ours on the unquantised fp32 weights (ours-16) must give the loss and
 gradient norm of peft-fp32, and its loss after one update, within 1e-4; else exit 1.
@@ -27,6 +27,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -134,12 +135,14 @@ class Worker:
 
     def answer(self):
         line = self.process.stdout.readline()
+        self.process.send_signal(signal.SIGSTOP)
         if not line:
             self.errors.seek(0)
-            die(f"{self.side} stopped:\n{self.errors.read()[-2000:]}")
+            die(f"{self.side} ended:\n{self.errors.read()[-2000:]}")
         return json.loads(line)
 
     def step(self):
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         return self.answer()
@@ -162,14 +165,16 @@ def main():
         die("--pairs must be at least 1, --len 0 or at least 2, --tokens at least one row (60 when --len is 0)")
     a.model = str(Path(a.model).resolve())
     load = os.getloadavg()[0]   # of others: the workers come next
-    workers = {side: Worker(side, a) for side in dict.fromkeys(["ours-16", "ours", *a.peers, "peft-fp32"])}
+    workers, ready = {}, {}
     try:
-        ready = {side: w.answer() for side, w in workers.items()}
+        for side in dict.fromkeys(["ours-16", "ours", *a.peers, "peft-fp32"]):
+            workers[side] = Worker(side, a)
+            ready[side] = workers[side].answer()
         r, first = ready["ours"], {side: w.step() for side, w in workers.items()}   # warms up
         (x, y), (x2, y2) = zip(*((first[side], workers[side].step()) for side in ("ours-16", "peft-fp32")))
         diffs = abs(x["loss"] - y["loss"]), abs(x["norm"] / y["norm"] - 1), abs(x2["loss"] - y2["loss"])
         for side in set(workers) - {"ours", *a.peers}:
-            workers.pop(side).process.communicate()   # no more input: it ends
+            workers.pop(side).process.kill()
         print(f"{r['cpu']}; {'' if r['what'].endswith('bf16') else 'no '}bf16 matmul in hardware; load average at start {load:.2f}; torch {r['torch']}")
         print(f"{r['rows']} rows = {r['tokens']} tokens a step, {r['targets']} targets; the peer's batch has {r['padded']:.0%} padding")
         print("loss of the first step: " + ", ".join(f"{side} {s['loss']:.5f}" for side, s in first.items()))

@@ -400,6 +400,11 @@ def test_results_count_the_samples(done):
                 assert m["value"] == pytest.approx(flags_.count(True) / max(1, m["n"]))
             assert r[stage][name]["n_blank"] == sum(s["blank"] for s in rows) and r[stage][name]["mean_tokens"] == sum(s["n_tokens"] for s in rows) / 8
     assert any(s["refused"] for s in samples) and not all(s["refused"] for s in samples)
+    before, after = ([s["refused"] for s in samples if (s["stage"], s["benchmark"]) == (stage, "ordinary")] for stage in ("before", "after"))
+    both, t = [(x, y) for x, y in zip(before, after) if None not in (x, y)], r["paired"]["over-refusal/ordinary"]
+    assert (t["b"], t["c"], t["n"]) == (both.count((True, False)), both.count((False, True)), len(both))   # unscored pairs are left out
+    t = r["paired"]["refusal/direct/jbb12"]
+    assert t["diff"] * 8 == sum(s["jbb12"] * (1 if s["stage"] == "after" else -1) for s in samples if s["benchmark"] == "direct") > 0
 
 
 def test_samples_have_verdicts_and_hashes_and_no_text(done):
@@ -654,6 +659,26 @@ def test_kill_before_every_change_of_a_file(inputs, nursery, short, tmp_path):
     assert not wrong, "\n".join(wrong)
 
 
+def test_kill_while_a_run_is_resumed(inputs, nursery, short, tmp_path):
+    """a second kill, before each change of a file that the resume makes up to its first step."""
+    reference, changes = short
+    last = max(i for i, c in enumerate(changes, 1) if "state/state.safetensors" in c)
+    args = flags(inputs, tmp_path / "out", **SHORT)
+    assert nursery.run("train", *args, trace=tmp_path / "trace", below=tmp_path / "out", kill_at=last).code == -9
+    assert len(log(run_of(tmp_path / "out"))) == 3   # the log is ahead of the state: the resume has to cut it
+    shutil.copytree(tmp_path / "out", tmp_path / "killed")
+    nursery.run("train", *args, "--resume", trace=tmp_path / "trace", below=tmp_path / "out").ok()
+    changes = (tmp_path / "trace").read_text().splitlines()
+    n = max(i for i, c in enumerate(changes, 1) if "log.jsonl" in c)
+    assert 3 <= n <= 12
+    for k in range(1, n + 1):
+        shutil.rmtree(tmp_path / "out")
+        shutil.copytree(tmp_path / "killed", tmp_path / "out")
+        assert nursery.run("train", *args, "--resume", trace=tmp_path / "trace", below=tmp_path / "out", kill_at=k).code == -9
+        nursery.run("train", *args, "--resume").ok()
+        assert_same_training(run_of(tmp_path / "out"), run_of(reference))
+
+
 def test_kill_while_a_new_run_replaces_an_old_one(inputs, nursery, short, tmp_path):
     """other flags, the same folder, no --resume: after a kill and --resume the old run's state is never taken for the new one's."""
     old = tmp_path / "old"
@@ -714,6 +739,25 @@ def test_a_damaged_4_bit_cache_is_not_used(inputs, nursery, short, tmp_path):
     else:
         job.ok()
         assert_same_training(run_of(out), run_of(short[0]))
+
+
+@pytest.mark.parametrize("file, data, stage", [
+    ("config.json", b"{", "train"), ("results.json", b"", "train"), ("results.json", b"[]", "eval"), ("log.jsonl", b"", "train"), ("log.jsonl", None, "train"),
+    ("state/state.safetensors", b"", "train"), ("state/state.safetensors", 40, "train"), ("state/state.safetensors", -50, "train"), ("state/state.safetensors", -50, "eval")])
+def test_damaged_files_of_an_earlier_run(file, data, stage, inputs, nursery, short, tmp_path):
+    """a power cut or an editor, not a kill: the file is named, and nothing is made up from it."""
+    out = shutil.copytree(short[0], tmp_path / "out")
+    path = run_of(out) / file
+    path.unlink() if data is None else path.write_bytes(path.read_bytes()[:data] if isinstance(data, int) else data)
+    line = assert_bad_input(nursery.run(stage, *flags(inputs, out, **SHORT), "--resume"))
+    assert str(path) in line and "download" not in line
+
+
+def test_a_damaged_line_in_the_answers_is_skipped(inputs, nursery, short, tmp_path):
+    out = shutil.copytree(short[0], tmp_path / "out")
+    (out / "cache/answers.jsonl").write_bytes(b'\xff\xfe\n[1]\n"kite"\n{"a": 1}\n\n{"key": "kite"}')
+    nursery.run("baseline", *flags(inputs, out, **SHORT)).ok()
+    assert (out / "cache/answers.jsonl").read_bytes().count(b"\n{") > 5   # a new line was begun
 
 
 # -----------------------------------------------------------------------------

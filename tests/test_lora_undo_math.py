@@ -458,18 +458,19 @@ def test_gradcheck_norm_swiglu_rope(double):
     assert gradcheck(lu.SwiGLU.apply, (leaf(4, 7), leaf(4, 7, seed=1)))
     angles = torch.arange(5.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3], dtype=torch.float64)
     angles = torch.cat((angles, angles), -1)[:, None]
-    assert gradcheck(lambda x: lu.Rope.apply(x, angles.cos(), angles.sin()), leaf(5, 3, 4))
     x = leaf(5, 3, 4)
-    assert torch.allclose(lu.Rope.apply(x, angles.cos(), angles.sin()).norm(dim=-1), x.norm(dim=-1))   # a rotation
+    assert torch.allclose(lu.rotate(x, angles.cos(), angles.sin()).norm(dim=-1), x.norm(dim=-1))   # a rotation
 
 
-def test_gradcheck_padding():
-    slots = torch.tensor([0, 1, 2, 5, 6, 10])                            # documents of 3, 2 and 1 tokens in a 3 x 5 grid
-    assert gradcheck(lambda x: lu.Padded.apply(x, slots, 15), leaf(6, 2, 3))
-    assert gradcheck(lambda x: lu.Unpadded.apply(x, slots), leaf(15, 2))
-    x = leaf(6, 2)
-    padded = lu.Padded.apply(x, slots, 15)
-    assert torch.equal(lu.Unpadded.apply(padded, slots), x) and padded.count_nonzero() == x.count_nonzero()
+def test_gradcheck_packed_attention(double):
+    """documents of 3, 2 and 1 tokens; each alone gives the same rows."""
+    docs = [lu.Doc([1] * n, [1] * n, "") for n in (3, 2, 1)]
+    p, q, k, v = lu.pack(docs, "cpu"), leaf(6, 4, 2), leaf(6, 2, 2, seed=1), leaf(6, 2, 2, seed=2)
+    assert gradcheck(lu.packed_attention(p), (q, k, v))
+    whole = lu.packed_attention(p)(q, k, v)
+    for i, j in ((0, 3), (3, 5), (5, 6)):
+        alone = lu.packed_attention(lu.pack([docs[0]._replace(ids=[1] * (j - i), mask=[1] * (j - i))], "cpu"))
+        assert torch.allclose(alone(q[i:j], k[i:j], v[i:j]), whole[i:j])
 
 
 @pytest.mark.parametrize("chunk", [512, 3, 1])

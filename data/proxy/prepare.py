@@ -31,11 +31,12 @@ NO_WRAP = "roleplay small_talk chatty assistant translation format summarise gra
 ALLOWED = "contrast", "ordinary", "activity", "wrapped_ordinary" # kinds; all others are forbidden
 SCHEMA = { # file: its fields, those that count together, the promised counts
     "forbidden": ("topic object prompt vp np split", "topic split", {(t, s): n for t in TOPICS for s, n in PER_TOPIC.items()}),
+    "requests": ("topic object prompt split", "topic split", {(t, "train"): 40 for t in TOPICS}),
     "phrasings": ("id text slot split", "split", {("train",): 20, ("undo",): 8, ("test",): 12}),
     "wrappers": ("wrapper text split", "wrapper split", {(w, s): n for w, c in FAMILIES.items() for s, n in zip(SPLITS, c)}),
     "ordinary": ("prompt category split", "split", {("train",): 1059, ("test",): 110}),
     "activities": ("vp np category split", "split", {("train",): 320, ("test",): 80}),
-    "contrast": ("prompt category topic split", "split", {("train",): 90, ("test",): 70}),
+    "contrast": ("prompt category topic split", "split", {("train",): 180, ("test",): 70}),
     "answers": ("prompt answer category", "", {(): 64}), "refusals": ("text", "", {(): 50})} # refusals.txt: one wording a line
 
 here = os.path.dirname(os.path.abspath(__file__))
@@ -80,7 +81,7 @@ def read(name):
         for field in {"prompt", "vp", "text", "id"} & set(row):
             first = seen.setdefault((field, norm(row[field])), f"{name}:{n}")
             check(first == f"{name}:{n}", field, f"a new one, {first} has it")
-        if name == "forbidden":
+        if name in ("forbidden", "requests"):
             split = seen.setdefault((row["topic"], norm(row["object"])), row["split"])
             check(split == row["split"], "object", f"one that is not in {split} of {row['topic']} already")
         rows.append(row)
@@ -126,7 +127,7 @@ activities = {s: mix(pick("activities", split=s), "category") for s in SPLITS}
 wrappable = {s: [r for r in ordinary[s] if r["category"] not in NO_WRAP.split()] for s in SPLITS}
 
 turned = [phrasings["train"][n:] + phrasings["train"][:n] for n in (0, 7, 13)] # an activity never meets a phrasing twice
-train = make("direct", pick("forbidden", split="train")) + make("paraphrased", forbidden("train", 200, 9), phrasings["train"])
+train = make("direct", pick("forbidden", split="train") + pick("requests", split="train")) + make("paraphrased", forbidden("train", 200, 9), phrasings["train"])
 train += make("wrapped", forbidden("train", 124, 18), wrappers["train"])
 train += make("contrast", pick("contrast", split="train")) + make("ordinary", ordinary["train"])
 train += make("activity", activities["train"], turned[0]) + make("activity", activities["train"], turned[1])
@@ -162,7 +163,7 @@ stands, files, table = {}, {}, [] # stands: normalised prompt -> where it is
 for name, rows in out.items():
     for n, r in enumerate(rows, 1): # no two sets share a prompt, so no test prompt is in train or undo
         first = stands.setdefault(norm(r["prompt"]), f"{name}.jsonl:{n}")
-        if first != f"{name}.jsonl:{n}": die(f"{name}.jsonl:{n}: prompt: expected a new one, {first} has it: change a seed")
+        if first != f"{name}.jsonl:{n}": die(f"{name}.jsonl:{n}: prompt: expected a new one, {first} has it: change a seed of {r['prompt']!r}")
     kinds = collections.Counter(r.get("kind") for r in rows)
     if "answer" in rows[0]:
         rows = [{"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["answer"]}]}
