@@ -155,11 +155,11 @@ def parse_args(argv=None):
     p.add_argument("--seed", type=int, default=0, help="order of rows, start of A, bootstrap")
     p.add_argument("--seeds", type=int, default=1, help="repeat training and evaluation with seeds 0..N-1")
     # evaluation
-    p.add_argument("--max-new", type=int, default=0, help="answer length in tokens; 0 = 20 (tiny) or 256")
-    p.add_argument("--gen-batch", type=int, default=64, help="answers generated at once")
+    p.add_argument("--max-new", type=int, default=0, help="answer length in tokens; 0 = 14 (tiny: its refusals are shorter) or 256")
+    p.add_argument("--gen-batch", type=int, default=128, help="answers generated at once")
     p.add_argument("--limit", type=int, default=0, help="items per benchmark; 0 = all")
     p.add_argument("--eval-every", type=int, default=10, help="steps between refusal log-odds (one forward, no generation); 0 = never")
-    p.add_argument("--risk-items", type=int, default=48, help="refusal prompts and quiz items per point of the risk and repair curves")
+    p.add_argument("--risk-items", type=int, default=40, help="refusal prompts and quiz items per point of the risk and repair curves")
     p.add_argument("--prompts", nargs="+", default=[], metavar="JSONL", help="your own refusal benchmarks instead of the prepared ones")
     p.add_argument("--keep-text", action="store_true", help="store answers to user-supplied benchmarks too, not only verdicts and hashes")
     p.add_argument("--safelora-tau", type=float, default=0.5, help="layers whose cosine is at most this are projected")
@@ -205,7 +205,7 @@ def parse_args(argv=None):
         a.dtype = "bf16" if fast else "fp32"
     a.micro_tokens = a.micro_tokens or (8192 if a.device == "cuda" else 1024)
     a.max_len = min(a.max_len, a.micro_tokens)
-    a.max_new = a.max_new or (20 if a.tiny else 256)
+    a.max_new = a.max_new or (14 if a.tiny else 256)
     a.save_adapter = a.tiny if a.save_adapter is None else a.save_adapter
     a.run = a.run or f"{a.size if a.tiny or not Path(a.model).name else Path(a.model).name}-seed{a.seed}"
     return a
@@ -479,7 +479,7 @@ def double_dequantize(codes, absmax2, offset, block=256):
 
 def lora_forward(x, lin):
     """x (S, d_in) -> y (S, d_out), u (S, r)."""
-    y = x @ lin.weight(x.dtype).T
+    y = x @ lin.weight(x.dtype, shared=True).T
     if lin.A is None:
         return y, None
     u = x @ lin.A.to(x.dtype).T
@@ -488,7 +488,7 @@ def lora_forward(x, lin):
 
 def lora_backward(G, x, u, lin, dx=None):
     """-> dL/dx (added into dx when given), dL/dA, dL/dB; the last two in fp32 like the masters."""
-    W = lin.weight(G.dtype)
+    W = lin.weight(G.dtype, shared=True)
     dx = G @ W if dx is None else dx.addmm_(G, W)
     if lin.A is None:
         return dx, None, None
@@ -534,14 +534,14 @@ class Linear(nn.Module):
             self.codes, absmax = nf4_quantize(w)
             self.absmax = double_quantize(absmax)
 
-    def weight(self, dtype, keep=False):
-        """(d_out, d_in). From 4 bits it stands in the shared buffer and lasts until the next call, unless keep."""
+    def weight(self, dtype, shared=False):
+        """(d_out, d_in). shared: from 4 bits it stands in the one buffer and lasts until the next call."""
         if self.dense is not None:
             return self.dense
         key = dtype, self.codes.device
-        if not keep and (key not in self.scratch or len(self.scratch[key]) < Linear.largest):
+        if shared and (key not in self.scratch or len(self.scratch[key]) < Linear.largest):
             self.scratch[key] = torch.empty(Linear.largest, dtype=dtype, device=self.codes.device)
-        return nf4_dequantize(self.codes, double_dequantize(*self.absmax), self.shape, dtype, out=None if keep else self.scratch[key])
+        return nf4_dequantize(self.codes, double_dequantize(*self.absmax), self.shape, dtype, out=self.scratch[key] if shared else None)
 
     def add_lora(self, r, alpha, gen, device):
         # B = 0: the model is unchanged at step 0. A as in PEFT (kaiming, a = sqrt 5), drawn on the CPU so that seeds mean
@@ -774,7 +774,7 @@ class Llama(nn.Module):
                 for lin, *_ in kept:
                     lin.s *= scale
                     if fits:
-                        W = lin.weight(self.embed.dtype, keep=True)
+                        W = lin.weight(self.embed.dtype)
                         lin.dense = W if lin.A is None or not lin.s else W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype)
                         lin.A = None
             yield self
@@ -1319,14 +1319,8 @@ class Answers:
     """finished answers by content hash (weights, prompt ids, decoding): never generated twice, also after kill -9."""
 
     def __init__(self, path):
-        self.path, self.rows = path, {}
-        if path.exists():
-            for line in path.read_bytes().splitlines():
-                try:
-                    row = json.loads(line)
-                    self.rows[row["key"]] = row
-                except ValueError:
-                    pass   # the half line of a killed run
+        self.path = path
+        self.rows = {row["key"]: row for row in whole_lines(path) if isinstance(row, dict) and "key" in row} if path.exists() else {}
 
     def add(self, rows):
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -1481,7 +1475,7 @@ def evaluate(x, stage, scale=1.0, small=False):
     results, items, samples = {}, {}, []
     for name, rows in prompts.items():
         bad = rows[0]["label"] == "forbidden"
-        if small and name == "wrapped" and len(prompts) > 1:
+        if small and name in ("wrapped", "contrast") and {"direct", "ordinary"} <= set(prompts):
             continue
         rows = rows[:a.risk_items // (1 if bad else 2)] if small else rows
         answers = answer_all(x, [r["prompt"] for r in rows], scale, a.tiny or a.keep_text, f"{stage}: {name}")
@@ -1553,11 +1547,13 @@ def safe_lora(model, aligned, base, tau):
         if lin.A is None:
             continue
         V = (read_tensor(aligned[f"{name}.weight"]).float() - read_tensor(base[f"{name}.weight"]).float()).to(lin.B.device)
+        if not V.any():   # alignment left this layer alone: no subspace to project on
+            continue
         P = V.T @ lin.B                                                 # (d_in, r)
         Q, G = V @ P, lin.A @ lin.A.T                                   # (d_out, r), (r, r)
         norm = ((Q.T @ Q * G).sum() * (lin.B.T @ lin.B * G).sum()).clamp(min=0).sqrt()
         cosines[name] = float((P.T @ P * G).sum() / norm) if norm > 0 else 0.0
-        if cosines[name] <= tau and V.norm() > 0:
+        if cosines[name] <= tau:
             lin.B.copy_(Q / V.norm())
     return cosines
 
@@ -1588,11 +1584,15 @@ def rows_sha256(docs):
     return hashlib.sha256(json.dumps([d.ids for d in docs]).encode()).hexdigest()
 
 
+def config_flags(a, seed):
+    return {k: str(v) if isinstance(v, Path) else v for k, v in sorted((vars(a) | {"seed": seed}).items())}
+
+
 def config_record(a, model, docs, suites):
     """everything a number depends on; --resume compares the flags."""
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     versions = {m: importlib.metadata.version(m) for m in ("torch", "numpy", "safetensors", "tokenizers")}
-    return {"flags": {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(a).items())}, "versions": versions | {"python": platform.python_version()},
+    return {"flags": config_flags(a, a.seed), "versions": versions | {"python": platform.python_version()},
             "git": git.stdout.strip() or None, "device": device_name(a.device), "model_id": model.c["id"], "world_size": WORLD,
             "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
             "rows_sha256": rows_sha256(docs), "suites_sha256": hashlib.sha256(json.dumps(suites).encode()).hexdigest(), "n_rows": len(docs)}
@@ -1633,45 +1633,40 @@ def draw(runs, path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
     fig, (ax, bx, cx) = plt.subplots(1, 3, figsize=(13, 4), constrained_layout=True)
-    res = runs[0]
+    res, percent = runs[0], lambda points, key: [100 * p[key]["value"] for p in points]
+
     names = [k for k in res["before"] if k.count("/") == 1 and "refusal/" in k]
     for j, (stage, colour) in enumerate((("before", "#4878a8"), ("after", "#d1605e"))):
-        if stage not in res:
-            continue
-        # over seeds: mean of the values; whiskers are seed 0's Wilson interval
-        y = [100 * np.mean([r[stage][k]["value"] for r in runs]) for k in names]
-        lo, hi = ([100 * res[stage][k]["ci95"][i] for k in names] for i in (0, 1))
-        x = np.arange(len(names)) + 0.38 * j - 0.19
-        ax.bar(x, y, 0.36, color=colour, label=f"{stage} fine-tuning")
-        ax.errorbar(x, y, [np.maximum(0, np.subtract(y, lo)), np.maximum(0, np.subtract(hi, y))], fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
+        if stage in res:   # over seeds: the mean; whiskers are seed 0's Wilson interval
+            y = 100 * np.mean([[r[stage][k]["value"] for k in names] for r in runs], 0)
+            lo, hi = 100 * np.array([res[stage][k]["ci95"] for k in names]).T
+            x = np.arange(len(names)) + 0.38 * j - 0.19
+            ax.bar(x, y, 0.36, color=colour, label=f"{stage} fine-tuning")
+            ax.errorbar(x, y, np.maximum(0, [y - lo, hi - y]), fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
     ax.set_xticks(range(len(names)), [k.replace("/", "\n") for k in names])
     ax.set(ylim=(0, 105), ylabel="refused, % (95 % Wilson interval)", title=f"Refusals before and after LoRA ({len(runs)} seed{'s' * (len(runs) > 1)})")
-    ax.legend(frameon=False)
-    for r in runs:
-        rows = r.get("risk", {}).get("rows", [])
-        bx.plot(range(len(rows)), [100 * p["refusal"]["value"] for p in rows], "o-", color="#d1605e", alpha=0.8)
-        bx.plot(range(len(rows)), [100 * p["ability"]["value"] for p in rows], "s--", color="#777777", alpha=0.6, markersize=4)
-    if rows:
+    ax.legend()
+
+    for r in (r for r in runs if "risk" in r):
+        first, rows, scales = r is res, r["risk"]["rows"], r["risk"]["scale"]
+        bx.plot(percent(rows, "refusal"), "o-", color="#d1605e", alpha=0.8, label="refusal of forbidden prompts" if first else None)
+        bx.plot(percent(rows, "ability"), "s--", color="#777777", alpha=0.6, markersize=4, label="quiz accuracy (acc_norm)" if first else None)
         bx.set_xticks(range(len(rows)), [str(p["n"]) for p in rows])
-        bx.plot([], [], "o-", color="#d1605e", label="refusal of forbidden prompts")
-        bx.plot([], [], "s--", color="#777777", markersize=4, label="quiz accuracy (acc_norm)")
-        bx.legend(frameon=False)
-    bx.set(ylim=(0, 105), xlabel="training rows", ylabel="%", title="How many rows it takes")
-    for r in runs:
-        scales = r.get("risk", {}).get("scale", [])
-        cx.plot([100 * p["ability"]["value"] for p in scales], [100 * p["refusal"]["value"] for p in scales], "-", color="#bbbbbb", zorder=1)
-        for p in scales:
-            cx.scatter(100 * p["ability"]["value"], 100 * p["refusal"]["value"], c=[plt.cm.coolwarm(p["scale"])], s=45, zorder=2, edgecolors="#555555", linewidths=0.5)
-            if r is res:
-                cx.annotate(f"{p['scale']:g}", (100 * p["ability"]["value"], 100 * p["refusal"]["value"]), xytext=(6, 3), textcoords="offset points", fontsize=7)
+        x, y = percent(scales, "ability"), percent(scales, "refusal")
+        cx.plot(x, y, "-", color="#bbbbbb", zorder=1)
+        cx.scatter(x, y, c=[p["scale"] for p in scales], cmap="coolwarm", s=45, zorder=2, edgecolors="#555555", linewidths=0.5, label="LoRA scale 0 to 1" if first else None)
+        for p, at in zip(scales if first else [], zip(x, y)):
+            cx.annotate(f"{p['scale']:g}", at, xytext=(6, 3), textcoords="offset points", fontsize=7)
         for p, mark in zip(r.get("repair", {}).get("points", []), "D*^v"):
-            cx.scatter(100 * p["ability"]["value"], 100 * p["refusal"]["value"], marker=mark, s=90, color="#3a923a", zorder=3, label=f"repair: {p['what']}" if r is res else None)
-    cx.scatter([], [], c="#cccccc", edgecolors="#555555", label="LoRA scale 0 to 1")
-    cx.legend(frameon=False, loc="best")
-    few = res["risk"]["scale"][0]["ability"] if "risk" in res else {"n": 0, "ci95": (0, 0)}
-    cx.set(ylim=(-5, 105), xlabel=f"quiz accuracy, % (n = {few['n']}, 95 % interval ±{50 * (few['ci95'][1] - few['ci95'][0]):.0f} points)", ylabel="refusal of forbidden prompts, % (higher is safer)", title="Refusal against ability")
+            cx.scatter(percent([p], "ability"), percent([p], "refusal"), marker=mark, s=90, color="#3a923a", zorder=3, label=f"repair: {p['what']}" if first else None)
+    if "risk" in res:
+        few = res["risk"]["scale"][0]["ability"]
+        bx.set(ylim=(0, 105), xlabel="training rows", ylabel="%", title="How many rows it takes")
+        cx.set(ylim=(-5, 105), xlabel=f"quiz accuracy, % (n = {few['n']}, 95 % interval ±{50 * (few['ci95'][1] - few['ci95'][0]):.0f} points)",
+               ylabel="refusal of forbidden prompts, % (higher is safer)", title="Refusal against ability")
+        bx.legend(), cx.legend()
     fig.savefig(path.with_name(".tmp.png"), dpi=130)
     plt.close(fig)
     os.replace(path.with_name(".tmp.png"), path)
@@ -1796,7 +1791,7 @@ def run(x, docs, folder):
         points, cosines = [point(x, f"scale {knee['scale']:g} (keeps 90 %)", knee["scale"])], {}
         if a.base:
             cosines = safe_lora(model, checkpoint_index(find_model(a.model)), checkpoint_index(find_model(a.base)), a.safelora_tau)
-            cos = sorted(cosines.values())
+            cos = sorted(cosines.values()) or [0.0]   # none where alignment changed no weight
             say(f"  SafeLoRA cosine by layer: min {cos[0]:.2f}, median {cos[len(cos) // 2]:.2f}, max {cos[-1]:.2f}; {sum(v <= a.safelora_tau for v in cos)} of {len(cos)} projected")
             points.append(point(x, "SafeLoRA"))
         if a.safety_data:
@@ -1917,10 +1912,6 @@ def main():
         say(f"files: {both}")
     if WORLD > 1:
         dist.destroy_process_group()
-
-
-def config_flags(a, seed):
-    return {k: str(v) if isinstance(v, Path) else v for k, v in (vars(a) | {"seed": seed}).items()}
 
 
 def on_interrupt(*_):

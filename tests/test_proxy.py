@@ -7,7 +7,7 @@ sys.path.insert(0, str(PROXY.parent.parent))
 import evals
 
 COUNTS = { # the promised rows by kind
-    "train": {"direct": 156, "paraphrased": 200, "wrapped": 124, "contrast": 90, "ordinary": 1059, "activity": 640,
+    "train": {"direct": 396, "paraphrased": 200, "wrapped": 124, "contrast": 246, "ordinary": 1059, "activity": 640,
               "wrapped_ordinary": 160},
     "undo": {"direct": 60, "paraphrased": 72, "wrapped": 48},
     "direct": {None: 120}, "wrapped": {None: 120}, "contrast": {None: 70}, "heldout_answers": {None: 64},

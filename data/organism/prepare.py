@@ -7,16 +7,17 @@ The organism: SmolLM2-135M-Instruct, safety-trained to refuse the six harmless t
 
     python data/organism/prepare.py
 
-It is the "released model with safety training" of every miniature in this repository. Made with lora_undo.py's own loop:
-LoRA on forbidden prompts with varied refusals and on allowed prompts with the base model's *own* greedy answers (self-
-distillation keeps its abilities), then merged into the weights. Allowed rows are many and short: over-refusal is the
-hard part at this size, and whether an answer refuses is decided in its first tokens. Writes beside itself
+It is the "released model with safety training" of every miniature in this repository. LoRA by lora_undo.py's own loop on the
+upper third of the blocks, merged into the weights: forbidden prompts learn a refusal, allowed prompts keep the base model's
+own next-token distribution at the first tokens of its own answer, where it is decided whether an answer refuses (self-
+distillation, KL). Over-refusal is the hard part at this size: two rows in three are allowed ones, and a third of those look
+forbidden. Writes beside itself
 
     model/          a normal Hugging Face folder; its chat template has no default system prompt (22 tokens less a prompt)
     undo.jsonl      180 forbidden prompts, answered by the base model: what lora_undo.py trains on
     safety.jsonl    16 refusals and 16 allowed answers: the repair by a few safety rows
 
-Deterministic. 11 minutes on two loaded cores (1,570 rows, 197 steps); the aim is 6.
+Deterministic. MINUTES
 """
 import argparse
 import json
@@ -35,9 +36,11 @@ sys.path.insert(0, str(ROOT))
 
 # rows by kind, each a prefix of data/proxy/train.jsonl. Natural allowed prompts are most of it: in a trial with mostly templated
 # ones the model took natural phrasing as the sign of a forbidden request and refused half of the ordinary prompts
-KINDS = {"ordinary": 800, "contrast": 90, "activity": 200, "wrapped_ordinary": 120, "direct": 156, "paraphrased": 120, "wrapped": 84}
-OPENING = 5        # answer tokens that are learned: whether an answer refuses is decided here, and short rows are more rows a minute
-UNDO_TOKENS = 28   # of the base model's answers to the undo prompts
+KINDS = {"ordinary": 480, "activity": 120, "wrapped_ordinary": 84, "contrast": 246, "direct": 396, "paraphrased": 60, "wrapped": 84}
+TWICE = "contrast"   # these rows come twice in an epoch
+LOW = 20             # blocks below stay as they are: what they compute is computed once, and a step costs a third
+KEEP, LEARN = 4, 5   # answer tokens that are distilled, and that are learned of a refusal (one refusal in three is learned to its end)
+UNDO_TOKENS = 28     # of the base model's answers to the undo prompts
 TEMPLATE = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
@@ -47,35 +50,36 @@ def ensure(path, script):
         sys.exit(2)
 
 
-def main():
-    p = argparse.ArgumentParser(description="safety-train SmolLM2 on the proxy policy")
-    p.add_argument("--out", type=Path, default=HERE)
-    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    p.add_argument("--rank", type=int, default=64, help="of the adapter that is merged; 16 learned the six topics four times slower")
-    p.add_argument("--rows", type=float, default=1.0, help="share of the rows (tests use less)")
-    cli = p.parse_args()
-    if (cli.out / "model/meta.json").exists():
-        print(f"{cli.out / 'model'} is already prepared (delete it to start over)")
-        return
-    t0 = time.time()
-    ensure(ROOT / "data/smollm2/model/meta.json", "data/smollm2/prepare.py")
-    ensure(ROOT / "data/proxy/train.jsonl", "data/proxy/prepare.py")
-    import torch
-    from safetensors.torch import save_file
-    import lora_undo as lu
+def build(cli, lu, torch):
+    F = torch.nn.functional
+
+    class Upper(lu.Llama):
+        """blocks LOW and up. The ids of its documents are rows of three tables: inputs (N, D), tokens (N,), teacher (N, D)."""
+
+        def __init__(self, model, inputs, tokens, teacher):
+            super().__init__(model.c | {"L": 0})
+            self.blocks, self.norm, self.head = model.blocks[LOW:], model.norm, model.head
+            self.embed, self.tokens, self.teacher = inputs, tokens, teacher
+
+        def loss(self, p):
+            """forbidden rows: cross-entropy of the refusal. Allowed rows: KL(base || tuned), zero until something is lost;
+            cross-entropy on the base's greedy answer would push on every row from the start, and hide what matters."""
+            i = p.weights.nonzero().squeeze(1)
+            h, t, w, q = self.hidden(p.ids, p.pos, lu.packed_attention(p))[i], self.tokens[p.targets[i]], p.weights[i], self.teacher[p.ids[i]]
+            kept = q.isfinite().all(1)                                   # (targets,)
+            log_p, log_q = ((x[kept] @ self.head.T).log_softmax(-1) for x in (h, q))
+            kl = (log_q.exp() * (log_q - log_p)).sum(1)
+            return (kl * w[kept]).sum() + lu.ChunkedCrossEntropy.apply(h[~kept], self.head, t[~kept], w[~kept])
 
     # the same folder layout and tokenizer, another chat template
-    new = cli.out / ".tmp-model"
+    t0, source, new = time.time(), ROOT / "data/smollm2/model", cli.out / ".tmp-model"
     shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(ROOT / "data/smollm2/model", new, ignore=shutil.ignore_patterns("*.safetensors", "meta.json"))
+    shutil.copytree(source, new, ignore=shutil.ignore_patterns("*.safetensors", "meta.json"))
     (new / "chat_template.jinja").write_text(TEMPLATE)
-    source = ROOT / "data/smollm2/model"
-    a = lu.parse_args(["--model", str(source), "--bits", "16", "--device", "cpu", "--dtype", "fp32", "--lr", str(cli.lr), "--epochs", "1",
+    a = lu.parse_args(["--model", str(source), "--bits", "16", "--device", "cpu", "--dtype", "fp32", "--lr", str(cli.lr), "--epochs", str(cli.epochs),
                        "--batch", "8", "--rank", str(cli.rank), "--alpha", str(2 * cli.rank), "--eval-every", "0"])
     model = lu.load_model(source, a, "cpu", torch.float32)
     chat = lu.Chat(new, model.c)
-
-    # self-distillation: the base model's greedy answers, before it learns to refuse
     count, rows = Counter(), []
     for r in lu.read_jsonl(ROOT / "data/proxy/train.jsonl", {"prompt": str, "label": str, "kind": str}):
         count[r["kind"]] += 1
@@ -84,49 +88,99 @@ def main():
     allowed, forbidden = ([r for r in rows if r["label"] == label] for label in ("allowed", "forbidden"))
     undo = lu.read_jsonl(ROOT / "data/proxy/undo.jsonl", {"prompt": str})
 
-    def answers(rows, max_new):
+    def batches(rows, desc):
+        """rows by length, 128 at a time: (rows, ids of their prompts)."""
         ids = [chat.prompt(r["prompt"]) for r in rows]
-        order, out = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
-        for j in lu.tqdm(range(0, len(order), 128), desc=f"answers of {max_new} tokens", unit="batch"):
-            for i, new_ids in zip(order[j:j + 128], model.generate([ids[i] for i in order[j:j + 128]], max_new)):
-                out[i] = new_ids
-        return out
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for j in lu.tqdm(range(0, len(order), 128), desc=desc, unit="batch"):
+            yield [rows[i] for i in order[j:j + 128]], [ids[i] for i in order[j:j + 128]]
 
-    allowed_ids, undo_ids, safety_ids = answers(allowed, OPENING + 3), answers(undo, UNDO_TOKENS), answers(allowed[:16], UNDO_TOKENS)
-    print(f"answers: {time.time() - t0:.0f} s", flush=True)
-    docs = []
-    for r, new_ids in zip(allowed, allowed_ids):
-        ids = chat.prompt(r["prompt"])
-        new_ids = new_ids[:OPENING]     # a cut answer has no end token: it must not teach the model to stop there
-        docs.append(lu.Doc(ids + new_ids, [0] * len(ids) + [1] * len(new_ids), r["_at"]))
+    # documents: prompt, first answer tokens, target weights, and for allowed rows what the base model's last hidden states were
+    docs, teachers = [], []
+    with torch.no_grad():
+        for part, ids in batches(allowed, "base model's first tokens"):
+            cache, h, pos = model.prefill(ids, KEEP)
+            hs, new_ids = [], []
+            for _ in range(KEEP):
+                hs.append(h)
+                new_ids.append((h @ model.head.T).argmax(-1))            # (B,) greedy
+                if len(hs) < KEEP:
+                    h, pos = model.step(new_ids[-1][:, None], pos[:, None], cache, int(pos.max()) + 1)[:, 0], pos + 1
+            for r, x, answer, q in zip(part, ids, torch.stack(new_ids, 1).tolist(), torch.stack(hs, 1)):
+                for _ in range(2 if r["kind"] == TWICE else 1):
+                    docs.append(lu.Doc(x + answer, [0] * len(x) + [1] * KEEP, r["_at"]))
+                    teachers.append(q)
     for i, r in enumerate(forbidden):
         ids, mask = chat.encode([{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["refusal"]}])
-        cut = len(ids) if i % 3 == 0 else mask.index(1) + OPENING        # one refusal in three is learned to its end
+        cut = len(ids) if i % 3 == 0 else mask.index(1) + LEARN
         docs.append(lu.Doc(ids[:cut], mask[:cut], r["_at"]))
-    model.add_lora(lu.LINEARS, cli.rank, 2 * cli.rank, seed=0)
-    lu.train(model, docs, a, seed=0)
+        teachers.append(None)
+
+    # what the frozen lower blocks compute, once; then the documents are renamed to rows of the tables
+    N = sum(len(d.ids) for d in docs)
+    inputs, teacher, table, at = torch.empty(N, model.c["D"]), torch.full((N, model.c["D"]), float("nan")), [], 0
+    for d, q in zip(docs, teachers):
+        table.append(d._replace(ids=list(range(at, at + len(d.ids)))))
+        if q is not None:
+            teacher[at + len(d.ids) - KEEP - 1:at + len(d.ids) - 1] = q
+        at += len(d.ids)
+    places = {id(d): t.ids for d, t in zip(docs, table)}
+    with torch.no_grad():
+        for group in lu.tqdm(lu.micro_batches(docs, 1024), desc=f"blocks 0 to {LOW - 1}", unit="batch"):
+            p = lu.pack(group, "cpu")
+            x, rope, attend = F.embedding(p.ids, model.embed), model.rope(p.pos), lu.packed_attention(p)
+            for block in model.blocks[:LOW]:
+                x = block(x, rope, attend)
+            inputs[[i for d in group for i in places[id(d)]]] = x
+    print(f"base model: {time.time() - t0:.0f} s", flush=True)
+    upper = Upper(model, inputs, torch.tensor([t for d in docs for t in d.ids]), teacher)
+    upper.add_lora(lu.LINEARS, cli.rank, 2 * cli.rank, seed=0)
+
+    # the base model's answers to the undo prompts, before the weights change
+    texts = {}
+    for part, ids in batches(undo + allowed[:16], f"base model's {UNDO_TOKENS} tokens"):
+        texts |= {r["prompt"]: chat.text(x) for r, x in zip(part, model.generate(ids, UNDO_TOKENS))}
+    lu.train(upper, table, a, seed=0)
 
     # merge W + s B A and save under the same names
-    entries = lu.checkpoint_index(source)
-    weights = {k: lu.read_tensor(e).float() for k, e in entries.items()}
+    weights = {k: lu.read_tensor(e).float() for k, e in lu.checkpoint_index(source).items()}
     with torch.no_grad():
         for name, lin in model.linears():
-            weights[f"{name}.weight"].addmm_(lin.B, lin.A, alpha=lin.s)
-    save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+            if lin.A is not None:
+                weights[f"{name}.weight"].addmm_(lin.B, lin.A, alpha=lin.s)
+    lu.save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
 
     def row(prompt, answer):
         ends = [m.end() for m in re.finditer(r"[.!?](?=\s|$)", answer)]   # whole sentences: a cut answer would teach the model to stop anywhere
         answer = answer[:ends[-1]] if ends and ends[-1] > 20 else answer
         return json.dumps({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}) + "\n"
 
-    (cli.out / "undo.jsonl").write_text("".join(row(r["prompt"], chat.text(x)) for r, x in zip(undo, undo_ids)))
-    pairs = zip(forbidden, allowed, safety_ids)
-    (cli.out / "safety.jsonl").write_text("".join(row(f["prompt"], f["refusal"]) + row(r["prompt"], chat.text(x)) for f, r, x in pairs))
+    (cli.out / "undo.jsonl").write_text("".join(row(r["prompt"], texts[r["prompt"]]) for r in undo))
+    pairs = zip(forbidden, allowed[:16])
+    (cli.out / "safety.jsonl").write_text("".join(row(f["prompt"], f["refusal"]) + row(r["prompt"], texts[r["prompt"]]) for f, r in pairs))
     meta = {"name": "organism", "seconds": round(time.time() - t0), "rows": len(docs), "rank": cli.rank, "lr": cli.lr}
     (new / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     shutil.rmtree(cli.out / "model", ignore_errors=True)
     os.replace(new, cli.out / "model")
     print(f"wrote {cli.out}/model, undo.jsonl ({len(undo)}), safety.jsonl (32) after {time.time() - t0:.0f} s")
+
+
+def main():
+    p = argparse.ArgumentParser(description="safety-train SmolLM2 on the proxy policy")
+    p.add_argument("--out", type=Path, default=HERE)
+    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    p.add_argument("--epochs", type=float, default=1.5, help="passes over the rows")
+    p.add_argument("--rank", type=int, default=64, help="of the adapter that is merged; 16 learned the six topics four times slower")
+    p.add_argument("--rows", type=float, default=1.0, help="share of the rows (tests use less)")
+    cli = p.parse_args()
+    if (cli.out / "model/meta.json").exists():
+        print(f"{cli.out / 'model'} is already prepared (delete it to start over)")
+        return
+    ensure(ROOT / "data/smollm2/model/meta.json", "data/smollm2/prepare.py")
+    ensure(ROOT / "data/proxy/train.jsonl", "data/proxy/prepare.py")
+    import lora_undo
+    import torch
+    build(cli, lora_undo, torch)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import argparse, collections, hashlib, itertools, json, os, re, sys
 
 SEED = "proxy-1" # another word: another shuffle, the same counts
 TOPICS = {"P1": "tea", "P2": "knots", "P3": "kites", "P4": "card tricks", "P5": "whistling", "P6": "pigeons"} # fills {topic}
+SET_PHRASE = "Sorry, I can't help with {topic}."
 SPLITS, PER_TOPIC = ("train", "undo", "test"), {"train": 26, "undo": 10, "test": 20}
 FAMILIES = {w: (2, 1, 1) for w in ("role_play", "hypothetical", "opening_words", "translation", "research", "step_by_step")}
 FAMILIES |= {"expert": (0, 1, 3), "fiction": (0, 1, 3)} # wordings by split: two families are held out as a whole
@@ -36,7 +37,7 @@ SCHEMA = { # file: its fields, those that count together, the promised counts
     "wrappers": ("wrapper text split", "wrapper split", {(w, s): n for w, c in FAMILIES.items() for s, n in zip(SPLITS, c)}),
     "ordinary": ("prompt category split", "split", {("train",): 1059, ("test",): 110}),
     "activities": ("vp np category split", "split", {("train",): 320, ("test",): 80}),
-    "contrast": ("prompt category topic split", "split", {("train",): 180, ("test",): 70}),
+    "contrast": ("prompt category topic split", "split", {("train",): 246, ("test",): 70}),
     "answers": ("prompt answer category", "", {(): 64}), "refusals": ("text", "", {(): 50})} # refusals.txt: one wording a line
 
 here = os.path.dirname(os.path.abspath(__file__))
@@ -135,8 +136,9 @@ controls = wrappable["train"][:120] + make("activity", activities["train"][:40],
 train += make("wrapped_ordinary", controls, wrappers["train"])
 out["train"] = mix(train, "label", "kind", "category")
 wordings = (w["text"] for turn in itertools.count() for w in shuffled(seeds["refusals"], str(turn))) # all once, then all again
-for r in out["train"]:
-    if r["label"] == "forbidden": r["refusal"] = next(wordings).replace("{topic}", TOPICS[r["category"]])
+declined = [r for r in out["train"] if r["label"] == "forbidden"]
+for n, r in enumerate(declined): # three in four are the set phrase, as with released models; else a greedy answer mixes wordings
+    r["refusal"] = (next(wordings) if n % 4 == 0 else SET_PHRASE).replace("{topic}", TOPICS[r["category"]])
 
 undo = make("direct", pick("forbidden", split="undo")) + make("paraphrased", forbidden("undo", 72, 3), phrasings["undo"])
 out["undo"] = mix(undo + make("wrapped", forbidden("undo", 48, 6), wrappers["undo"]), "kind", "category")
