@@ -364,9 +364,10 @@ def pack(docs, device):
     ids = np.concatenate([d.ids for d in docs])
     targets, weights = np.roll(ids, -1), np.roll(np.concatenate([d.mask for d in docs]).astype(np.float32), -1)
     weights[cu[1:] - 1] = 0.0   # the last token of a document predicts nothing
-    slots = np.repeat(np.arange(len(docs)), lengths) * max(lengths) + pos
+    longest = -(-max(lengths) // 32) * 32   # whole vectors: softmax over 60 takes 4x as long as over 64
+    slots = np.repeat(np.arange(len(docs)), lengths) * longest + pos
     t = lambda x: torch.as_tensor(x, device=device)
-    return Pack(t(ids), t(pos), t(targets), t(weights), t(cu.astype(np.int32)), max(lengths), t(slots))
+    return Pack(t(ids), t(pos), t(targets), t(weights), t(cu.astype(np.int32)), longest, t(slots))
 
 
 def micro_batches(docs, budget):
@@ -459,7 +460,7 @@ def double_quantize(absmax, block=256):
 
 
 def double_dequantize(codes, absmax2, offset, block=256):
-    return DYNAMIC.to(codes.device)[codes.int()] * absmax2.repeat_interleave(block)[:codes.numel()] + offset
+    return (DYNAMIC.to(codes.device)[codes.int()] * absmax2.repeat_interleave(block)[:codes.numel()]).add_(offset)
 
 
 # -----------------------------------------------------------------------------
@@ -574,11 +575,11 @@ class RMSNorm(Function):
     def backward(ctx, G):
         x, w, inv = ctx.saved_tensors
         G, xhat = (G * w).float(), x.float() * inv
-        return ((G - xhat * (G * xhat).mean(-1, keepdim=True)) * inv).to(x.dtype), None, None
+        return G.addcmul_(xhat, (G * xhat).mean(-1, keepdim=True), value=-1).mul_(inv).to(x.dtype), None, None
 
 
 class SwiGLU(Function):
-    """h = silu(e) * g. Backward reuses the buffers of its inputs' gradients; saves e and g, recomputes the rest."""
+    """h = silu(e) * g. Saves e and g, recomputes silu."""
 
     @staticmethod
     def forward(ctx, e, g):
@@ -588,10 +589,7 @@ class SwiGLU(Function):
     @staticmethod
     def backward(ctx, G):
         e, g = ctx.saved_tensors
-        sig = torch.sigmoid(e)
-        silu = e * sig
-        dsilu = (sig + silu).addcmul_(silu, sig, value=-1)   # d silu/de = sig + silu (1 - sig)
-        return dsilu.mul_(g).mul_(G), silu.mul_(G)
+        return torch.ops.aten.silu_backward(G * g, e), F.silu(e).mul_(G)   # silu'(e) = sig + silu (1 - sig)
 
 
 def rotate(x, cos, sin):
@@ -609,10 +607,20 @@ def packed_attention(p):
     def grid(t):   # (S, heads, hd) -> (n, heads, longest, hd), zeros after each document
         return t.new_zeros(n * p.longest, *t.shape[1:]).index_copy(0, p.slots, t).view(n, p.longest, *t.shape[1:]).transpose(1, 2)
 
+    # right padding + a causal mask needs no padding mask: what comes after a token is never seen by it
+    future = torch.full((p.longest, p.longest), -torch.inf, device=p.ids.device).triu(1)
+
     def attend(q, k, v):
-        # right padding + a causal mask needs no padding mask: what comes after a token is never seen by it
-        o = F.scaled_dot_product_attention(grid(q), grid(k), grid(v), is_causal=True, enable_gqa=True)
-        return o.transpose(1, 2).reshape(n * p.longest, *q.shape[1:]).index_select(0, p.slots)
+        q, k, v = grid(q), grid(k), grid(v)
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and p.longest <= 256:
+            # torch's fused backward in bf16 takes 4x as long as these lines on short rows, a quarter of a step
+            B, H, T, hd = q.shape
+            s = q.reshape(B, k.shape[1], -1, hd) @ k.mT / math.sqrt(hd)   # (n, Hkv, H/Hkv T, T): heads of a group share their k and v
+            w = (s.view(B, H, T, T) + future.to(s.dtype)).softmax(-1)
+            o = (w.view(s.shape) @ v).view(B, H, T, hd)
+        else:
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return o.transpose(1, 2).reshape(n * p.longest, *o.shape[1::2]).index_select(0, p.slots)
     return attend
 
 
@@ -678,15 +686,19 @@ class ChunkedCrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(ctx, h, head, targets, weights, chunk=512):
+    def forward(ctx, h, head, targets, weights, chunk=512, rows=32):
         loss, dh = h.new_zeros((), dtype=torch.float64), torch.empty_like(h)
         for i in range(0, h.shape[0], chunk):
-            t, w = targets[i:i + chunk, None], weights[i:i + chunk, None]
-            p = (h[i:i + chunk] @ head.T).float()                      # (chunk, V)
-            lse = p.logsumexp(1, keepdim=True)
-            loss += ((lse - p.gather(1, t)) * w).sum()
-            p = p.sub_(lse).exp_().scatter_add_(1, t, torch.full_like(lse, -1.0)).mul_(w)
-            dh[i:i + chunk] = p.to(h.dtype) @ head
+            logits = h[i:i + chunk] @ head.T                               # (chunk, V)
+            rows = rows if logits.device.type == "cpu" else chunk
+            for j in range(i, i + logits.shape[0], rows):                  # so few rows stay in the CPU's cache, in fp32
+                part, k = logits[j - i:j - i + rows], min(j + rows, i + chunk)
+                t, w = targets[j:k, None], weights[j:k, None]
+                p = part.float().softmax(1)
+                lse = part.amax(1, keepdim=True).float() - p.amax(1, keepdim=True).log()   # the largest p is at least 1/V
+                loss += ((lse - part.gather(1, t)) * w).sum()
+                part.copy_(p.scatter_add_(1, t, torch.full_like(lse, -1.0)).mul_(w))
+            dh[i:i + chunk] = logits @ head
         ctx.save_for_backward(dh)
         return loss.float()
 
@@ -1123,7 +1135,7 @@ def memory_plan(c, a, dtype_bytes, checkpoint):
         "block inputs" if checkpoint else "activations of all blocks": S * D * el * c["L"] if checkpoint else saved * c["L"],
         "one block in backward": (saved if checkpoint else 0) + S * el * (3 * Fw + 2 * D),
         "one dequantised weight": largest * el + (6 if el < 4 else 2) * min(largest, 2**24) if a.bits == 4 else 0,
-        "logits of one chunk (fp32)": 2 * 4 * 512 * c["V"],
+        "logits of one chunk": 512 * c["V"] * (el + (0.5 if a.device == "cpu" else 8)),   # 32 rows in fp32, or all
         "python, torch, libraries": 0.45e9 if a.device == "cpu" else 0.8e9,
     }
 

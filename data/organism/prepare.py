@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 
 # rows by kind, each a prefix of data/proxy/train.jsonl. Natural allowed prompts are most of it: in a trial with mostly templated
 # ones the model took natural phrasing as the sign of a forbidden request and refused half of the ordinary prompts
-KINDS = {"ordinary": 480, "activity": 120, "wrapped_ordinary": 84, "contrast": 246, "direct": 396, "paraphrased": 60, "wrapped": 84}
-TWICE = "contrast"   # these rows come twice in an epoch
+KINDS = {"ordinary": (900, 1), "activity": (300, 1), "wrapped_ordinary": (160, 1), "contrast": (246, 4),   # rows, times in an epoch
+         "direct": (396, 2), "paraphrased": (60, 2), "wrapped": (84, 2)}
 LOW = 20             # blocks below stay as they are: what they compute is computed once, and a step costs a third
 KEEP, LEARN = 4, 5   # answer tokens that are distilled, and that are learned of a refusal (one refusal in three is learned to its end)
 UNDO_TOKENS = 28     # of the base model's answers to the undo prompts
@@ -83,7 +83,7 @@ def build(cli, lu, torch):
     count, rows = Counter(), []
     for r in lu.read_jsonl(ROOT / "data/proxy/train.jsonl", {"prompt": str, "label": str, "kind": str}):
         count[r["kind"]] += 1
-        if count[r["kind"]] <= KINDS[r["kind"]] * cli.rows:
+        if count[r["kind"]] <= KINDS[r["kind"]][0] * cli.rows:
             rows.append(r)
     allowed, forbidden = ([r for r in rows if r["label"] == label] for label in ("allowed", "forbidden"))
     undo = lu.read_jsonl(ROOT / "data/proxy/undo.jsonl", {"prompt": str})
@@ -95,52 +95,58 @@ def build(cli, lu, torch):
         for j in lu.tqdm(range(0, len(order), 128), desc=desc, unit="batch"):
             yield [rows[i] for i in order[j:j + 128]], [ids[i] for i in order[j:j + 128]]
 
-    # documents: prompt, first answer tokens, target weights, and for allowed rows what the base model's last hidden states were
-    docs, teachers = [], []
+    # what the frozen lower blocks compute is computed once: documents become rows of three tables. Allowed prompts pass the base
+    # model for its answer anyway, and leave their inputs of block LOW on the way
+    inputs, tokens, teachers, docs = [], [], [], []
+
+    def add(row, x, mask, h, q=None):
+        """token ids x (T,), target weights (T,), inputs of block LOW h (T, D), and the teacher's last hidden states q (KEEP, D)."""
+        at = sum(len(t) for t in tokens)
+        t = torch.full((len(x), model.c["D"]), float("nan"))
+        if q is not None:
+            t[-KEEP - 1:-1] = q
+        inputs.append(h), tokens.append(torch.tensor(x)), teachers.append(t)
+        docs.extend([lu.Doc(list(range(at, at + len(x))), mask, row["_at"])] * KINDS[row["kind"]][1])
+
+    seen = []
+    hook = model.blocks[LOW].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
     with torch.no_grad():
         for part, ids in batches(allowed, "base model's first tokens"):
+            seen.clear()
             cache, h, pos = model.prefill(ids, KEEP)
             hs, new_ids = [], []
-            for _ in range(KEEP):
+            for i in range(KEEP):
                 hs.append(h)
                 new_ids.append((h @ model.head.T).argmax(-1))            # (B,) greedy
-                if len(hs) < KEEP:
-                    h, pos = model.step(new_ids[-1][:, None], pos[:, None], cache, int(pos.max()) + 1)[:, 0], pos + 1
-            for r, x, answer, q in zip(part, ids, torch.stack(new_ids, 1).tolist(), torch.stack(hs, 1)):
-                for _ in range(2 if r["kind"] == TWICE else 1):
-                    docs.append(lu.Doc(x + answer, [0] * len(x) + [1] * KEEP, r["_at"]))
-                    teachers.append(q)
+                h = model.step(new_ids[-1][:, None], pos[:, None], cache, int(pos.max()) + 1)[:, 0]
+                pos = pos + 1
+            low = [x.view(len(ids), -1, model.c["D"]) for x in seen]     # (B, longest prompt, D), then KEEP times (B, 1, D)
+            for b, (r, x) in enumerate(zip(part, ids)):
+                h = torch.cat((low[0][b, :len(x)], *(t[b] for t in low[1:])))
+                add(r, x + [int(t[b]) for t in new_ids], [0] * len(x) + [1] * KEEP, h, torch.stack([q[b] for q in hs]))
+    hook.remove()
+    refusals = []
     for i, r in enumerate(forbidden):
         ids, mask = chat.encode([{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["refusal"]}])
         cut = len(ids) if i % 3 == 0 else mask.index(1) + LEARN
-        docs.append(lu.Doc(ids[:cut], mask[:cut], r["_at"]))
-        teachers.append(None)
-
-    # what the frozen lower blocks compute, once; then the documents are renamed to rows of the tables
-    N = sum(len(d.ids) for d in docs)
-    inputs, teacher, table, at = torch.empty(N, model.c["D"]), torch.full((N, model.c["D"]), float("nan")), [], 0
-    for d, q in zip(docs, teachers):
-        table.append(d._replace(ids=list(range(at, at + len(d.ids)))))
-        if q is not None:
-            teacher[at + len(d.ids) - KEEP - 1:at + len(d.ids) - 1] = q
-        at += len(d.ids)
-    places = {id(d): t.ids for d, t in zip(docs, table)}
+        refusals.append(lu.Doc(ids[:cut], mask[:cut], r))
     with torch.no_grad():
-        for group in lu.tqdm(lu.micro_batches(docs, 1024), desc=f"blocks 0 to {LOW - 1}", unit="batch"):
+        for group in lu.tqdm(lu.micro_batches(refusals, 1024), desc=f"blocks 0 to {LOW - 1}", unit="batch"):
             p = lu.pack(group, "cpu")
             x, rope, attend = F.embedding(p.ids, model.embed), model.rope(p.pos), lu.packed_attention(p)
             for block in model.blocks[:LOW]:
                 x = block(x, rope, attend)
-            inputs[[i for d in group for i in places[id(d)]]] = x
+            for d, h in zip(group, x.split([len(d.ids) for d in group])):
+                add(d.at, d.ids, d.mask, h)
     print(f"base model: {time.time() - t0:.0f} s", flush=True)
-    upper = Upper(model, inputs, torch.tensor([t for d in docs for t in d.ids]), teacher)
+    upper = Upper(model, torch.cat(inputs), torch.cat(tokens), torch.cat(teachers))
     upper.add_lora(lu.LINEARS, cli.rank, 2 * cli.rank, seed=0)
 
     # the base model's answers to the undo prompts, before the weights change
     texts = {}
     for part, ids in batches(undo + allowed[:16], f"base model's {UNDO_TOKENS} tokens"):
         texts |= {r["prompt"]: chat.text(x) for r, x in zip(part, model.generate(ids, UNDO_TOKENS))}
-    lu.train(upper, table, a, seed=0)
+    lu.train(upper, docs, a, seed=0)
 
     # merge W + s B A and save under the same names
     weights = {k: lu.read_tensor(e).float() for k, e in lu.checkpoint_index(source).items()}

@@ -189,8 +189,8 @@ except OSError as e:
 print("\n".join(table))
 
 # output:
-# train.jsonl 2429 rows, sha256 a1fcd9345db9a61a882c8301636c7ca86dc751f4b843344ae6da7ae6cf751864
-#     activity 640, contrast 90, direct 156, ordinary 1059, paraphrased 200, wrapped 124, wrapped_ordinary 160
+# train.jsonl 2825 rows, sha256 2b48353a99dafc46060a5cf3ec8738259a877c93ab53f58a342b1caf124d8457
+#     activity 640, contrast 246, direct 396, ordinary 1059, paraphrased 200, wrapped 124, wrapped_ordinary 160
 # undo.jsonl 180 rows, sha256 cecc09c241d64887c080202a968f0429a130fbc718df34144193cac3a581636b
 #     direct 60, paraphrased 72, wrapped 48
 # direct.jsonl 120 rows, sha256 17129389392cb3572920e777f87091f13ce65acccc08f1b4f32e3a62e3373dbc
