@@ -88,11 +88,23 @@ def say(*args):
         print(*args, flush=True)
 
 
-def write_json(path, obj):
-    """whole file or nothing: temporary name, then rename."""
+def write(path, save):
+    """whole file or nothing: save(temporary name), then rename."""
     tmp = path.with_name(f".{path.name}.tmp")
-    tmp.write_text(json.dumps(obj, indent=1) + "\n")
+    save(tmp)
     os.replace(tmp, path)
+
+
+def write_json(path, obj):
+    write(path, lambda tmp: tmp.write_text(json.dumps(obj, indent=1) + "\n"))
+
+
+def write_jsonl(path, rows):
+    write(path, lambda tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in rows)))
+
+
+def sha256(obj):
+    return hashlib.sha256(json.dumps(obj).encode()).hexdigest()
 
 
 # -----------------------------------------------------------------------------
@@ -189,7 +201,7 @@ def parse_args(argv=None):
     if a.run and (Path(a.run).name != a.run or a.run == ".."):
         die(f"--run {a.run}: a name, not a path")
     a.tiny = a.size == "tiny" and a.model is None
-    a.model = a.model or str(SIZES[a.size][0] if not a.tiny else ROOT / SIZES["tiny"][0])
+    a.model = a.model or (str(ROOT / SIZES["tiny"][0]) if a.tiny else SIZES[a.size][0])
     if a.tiny:
         a.base = a.base or str(ROOT / "data/smollm2/model")
         a.safety_data = a.safety_data or str(ROOT / "data/organism/safety.jsonl")
@@ -239,10 +251,11 @@ def read_jsonl(path, fields):
         except (ValueError, RecursionError) as e:
             die(f"{path}:{n}: not a JSON object in UTF-8 ({e})")
         for key, kind in fields.items():
-            if not isinstance(row, dict) or not isinstance(row.get(key), kind):
-                die(f"{path}:{n}: field {key!r}: expected {kind.__name__}, got {type(row.get(key)).__name__ if isinstance(row, dict) else 'no object'}")
+            got = row.get(key) if isinstance(row, dict) else None
+            if not isinstance(got, kind):
+                die(f"{path}:{n}: field {key!r}: expected {kind.__name__}, got {type(got).__name__ if isinstance(row, dict) else 'no object'}")
             try:
-                json.dumps(row[key], ensure_ascii=False).encode()
+                json.dumps(got, ensure_ascii=False).encode()
             except UnicodeEncodeError:
                 die(f"{path}:{n}: field {key!r}: half a surrogate pair is not text")
         rows.append(row | {"_at": f"{path}:{n}"})
@@ -265,18 +278,16 @@ class Chat:
         if not template:
             die(f"{folder}: the tokenizer has no chat_template; this experiment needs a chat model")
         text = lambda t: t["content"] if isinstance(t, dict) else t
+        self.folder, self.ends, size = folder, config["eos"], self.tok.get_vocab_size()
         self.bos, self.eos = text(conf.get("bos_token")) or "", text(conf.get("eos_token"))
-        if self.tok.get_vocab_size() > config["V"]:
-            die(f"{folder}: tokenizer has {self.tok.get_vocab_size()} tokens, the model's embedding {config['V']}: not this model's tokenizer")
         self.eos_id = self.tok.token_to_id(self.eos) if self.eos else None
-        if self.eos_id is None or self.eos_id not in config["eos"]:
-            die(f"{folder}: tokenizer ends answers with {self.eos!r} (id {self.eos_id}), config.json with {sorted(config['eos'])}: not this model's tokenizer")
-        self.ends = config["eos"]
+        if size > config["V"]:
+            die(f"{folder}: tokenizer has {size} tokens, the model's embedding {config['V']}: not this model's tokenizer")
+        if self.eos_id not in self.ends:
+            die(f"{folder}: tokenizer ends answers with {self.eos!r} (id {self.eos_id}), config.json with {sorted(self.ends)}: not this model's tokenizer")
         self.start = [self.tok.token_to_id(self.bos)] if conf.get("add_bos_token") else []   # plain text of Llama 2 begins with BOS
         env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])  # templates are untrusted input
-        env.globals["raise_exception"] = lambda m: die(f"chat template: {m}")
-        env.globals["strftime_now"] = time.strftime
-        self.folder = folder
+        env.globals |= {"raise_exception": lambda m: die(f"chat template: {m}"), "strftime_now": time.strftime}
         if isinstance(template, list):   # several named ones
             template = next((t["template"] for t in template if t["name"] == "default"), "")
         # transformers' {% generation %} marks answers; whitespace control is kept
@@ -810,12 +821,6 @@ class Llama(nn.Module):
             return o.transpose(1, 2).reshape(B * T, *o.shape[1::2])
         return self.hidden(ids.flatten(), pos.flatten(), attend).view(B, T, -1)
 
-    def new_cache(self, B, T):
-        c = self.c
-        shape = (B, c["Hkv"], T, c["hd"])
-        return [(torch.zeros(shape, dtype=self.embed.dtype, device=self.device), torch.zeros(shape, dtype=self.embed.dtype, device=self.device))
-                for _ in self.blocks]
-
     @torch.no_grad()
     def prefill(self, prompts, room):
         """prompts: list of id lists, padded right -> cache with `room` more places, last hidden states (B, D), lengths (B,)."""
@@ -823,7 +828,8 @@ class Llama(nn.Module):
         T = int(lengths.max())
         ids = torch.tensor([p + [0] * (T - len(p)) for p in prompts], device=self.device)
         pos = torch.arange(T, device=self.device).expand(len(prompts), T)   # padding is overwritten before it is ever visible
-        cache = self.new_cache(len(prompts), T + room)
+        empty = lambda: self.embed.new_zeros(len(prompts), self.c["Hkv"], T + room, self.c["hd"])
+        cache = [(empty(), empty()) for _ in self.blocks]
         h = self.step(ids, pos, cache, T)
         return cache, h[torch.arange(len(prompts)), lengths - 1], lengths
 
@@ -916,11 +922,10 @@ def read_tensor(e):
 
 def find_model(name):
     """a folder, or a hub id that is downloaded (and needs the licence accepted for Llama 2)."""
-    if Path(name).is_dir():
-        folder = Path(name)
-    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        die(f"--model {name}: no such folder")
-    else:
+    folder = Path(name)
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            die(f"--model {name}: no such folder")
         from huggingface_hub import snapshot_download
         try:
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
@@ -949,29 +954,24 @@ def read_config(folder):
         die(f"{folder}: model_type {j.get('model_type')!r}; this decoder is Llama's (llama, mistral)")
     if j.get("attention_bias") or j.get("mlp_bias") or j.get("hidden_act", "silu") != "silu":
         die(f"{folder}: biases or hidden_act {j.get('hidden_act')!r} are not part of this decoder")
-    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "rms_norm_eps"):
+    names = {"D": "hidden_size", "F": "intermediate_size", "L": "num_hidden_layers", "H": "num_attention_heads", "V": "vocab_size", "eps": "rms_norm_eps"}
+    for key in names.values():
         if not isinstance(j.get(key), (int, float)) or j[key] <= 0:
             die(f"{folder}/config.json: field {key!r}: expected a number above 0, got {j.get(key)!r}")
-    H = j["num_attention_heads"]
-    rope = j.get("rope_parameters") or (j.get("rope_scaling") or {})
-    eos = j.get("eos_token_id")
-    gen = folder / "generation_config.json"
-    if gen.exists():   # chat models list their end-of-turn tokens here
-        more = read_json(gen).get("eos_token_id")
-        eos = eos if more is None else more
+    c = {short: j[key] for short, key in names.items()}
+    eos, gen = j.get("eos_token_id"), folder / "generation_config.json"
+    if gen.exists() and (more := read_json(gen).get("eos_token_id")) is not None:   # chat models list their end-of-turn tokens here
+        eos = more
     if eos is None:
         die(f"{folder}: neither config.json nor generation_config.json has eos_token_id")
-    c = dict(D=j["hidden_size"], F=j["intermediate_size"], L=j["num_hidden_layers"], H=H, Hkv=j.get("num_key_value_heads") or H,
-             hd=j.get("head_dim") or j["hidden_size"] // H, V=j["vocab_size"], tied=bool(j.get("tie_word_embeddings")),
-             eps=j["rms_norm_eps"], window=j.get("sliding_window"), context=j.get("max_position_embeddings", 2048),
-             eos=set(eos if isinstance(eos, list) else [eos]))
-    return finish_config(c, rope, j.get("rope_theta") or 10000.0, folder)
+    c |= {"Hkv": j.get("num_key_value_heads") or c["H"], "hd": j.get("head_dim") or c["D"] // c["H"], "tied": bool(j.get("tie_word_embeddings")),
+          "window": j.get("sliding_window"), "eos": set(eos if isinstance(eos, list) else [eos])}
+    return finish_config(c, j.get("rope_parameters") or j.get("rope_scaling") or {}, j.get("rope_theta") or 10000.0, folder)
 
 
-def finish_config(c, rope=None, theta=10000.0, folder="config"):
-    rope = rope or {}
-    theta = rope.get("rope_theta") or theta
-    inv = theta ** -(torch.arange(0, c["hd"], 2).float() / c["hd"])
+def finish_config(c, rope={}, theta=10000.0, folder="config"):
+    """adds what follows from the rest: the rotary frequencies inv_freq (hd/2,), and defaults for a config out of SIZES."""
+    inv = (rope.get("rope_theta") or theta) ** -(torch.arange(0, c["hd"], 2).float() / c["hd"])
     kind = rope.get("rope_type", rope.get("type", "default"))
     need = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), "linear": ("factor",)}.get(kind, ())
     if miss := [k for k in need if k not in rope]:
@@ -985,30 +985,28 @@ def finish_config(c, rope=None, theta=10000.0, folder="config"):
         inv = inv / rope["factor"]
     elif kind != "default":
         die(f"{folder}: rope type {kind!r} is not part of this decoder (default, linear, llama3)")
-    return c | dict(inv_freq=inv, eos_ids=torch.tensor(sorted(c.setdefault("eos", {2}))), eps=c.get("eps", 1e-5),
-                    context=c.get("context", 4096), window=c.get("window"))
+    c = {"eos": {2}, "eps": 1e-5, "window": None} | c
+    return c | {"inv_freq": inv, "eos_ids": torch.tensor(sorted(c["eos"]))}
 
 
 def checkpoint_index(folder):
     """{tensor name: Entry} over all shards; a shard that is named and missing, or truncated, stops here."""
-    index = folder / "model.safetensors.index.json"
+    index, shards, entries = folder / "model.safetensors.index.json", {"model.safetensors"}, {}
     if index.exists():
-        shards = sorted(set((read_json(index).get("weight_map") or die(f"{index}: no weight_map")).values()))
-    else:
-        shards = ["model.safetensors"]
-    entries = {}
-    for s in shards:
+        shards = set((read_json(index).get("weight_map") or die(f"{index}: no weight_map")).values())
+    for s in sorted(shards):
         if not (folder / s).is_file():
             die(f"{folder / s}: missing shard" + (f", named in {index.name}" if index.exists() else " (no model.safetensors)"))
         entries |= open_safetensors(folder / s)
     return entries
 
 
-def check_shapes(folder, c, layers=0):
-    """every tensor that will be read is there with config.json's shape. -> entries"""
-    entries = checkpoint_index(folder)
+def open_model(folder, a):
+    """-> config, cut to --layers and with the model's id; {tensor name: Entry}, where every tensor that will be read has the config's shape."""
+    c, entries = read_config(folder), checkpoint_index(folder)
+    c["L"] = min(c["L"], a.layers or c["L"])
     want = {"model.embed_tokens.weight": (c["V"], c["D"]), "model.norm.weight": (c["D"],)} | ({} if c["tied"] else {"lm_head.weight": (c["V"], c["D"])})
-    for i in range(min(c["L"], layers or c["L"])):
+    for i in range(c["L"]):
         at = f"model.layers.{i}."
         want |= {f"{at}{n}.weight": (c["D"],) for n in ("input_layernorm", "post_attention_layernorm")}
         want |= {f"{at}{LINEARS[n]}.weight": shape for n, shape in linear_shapes(c).items()}
@@ -1019,72 +1017,45 @@ def check_shapes(folder, c, layers=0):
             die(f"{folder}: tensor {name} has shape {entries[name].shape}, config.json says {list(shape)}")
         if entries[name].dtype not in DTYPES:
             die(f"{folder}: tensor {name} is {entries[name].dtype}; expected {', '.join(DTYPES)}")
-    return entries
-
-
-def fingerprint(entries):
-    """content hash without reading 140 GB: names, shapes and 4 KB out of the middle of each tensor."""
-    h = hashlib.sha256()
-    for name in sorted(entries):
-        e = entries[name]
+    h = hashlib.sha256()   # of the content without reading 140 GB: names, shapes and 4 KB out of the middle of each tensor
+    for name, e in sorted(entries.items()):
         with open(e.path, "rb") as f:
             f.seek(max(e.start, (e.start + e.end) // 2 - 2048))
             h.update(f"{name} {e.dtype} {e.shape}".encode() + f.read(4096))
-    return h.hexdigest()[:16]
+    c["id"] = f"{h.hexdigest()[:16]}-{a.bits}bit-{c['L']}"
+    return c, entries
 
 
-def load_model(folder, args, device, dtype):
+def load_model(folder, a, device, dtype):
     """stream a checkpoint: one tensor is read, quantised and placed before the next is read.
 
-    The 4-bit blocks are cached in out/cache/nf4-FINGERPRINT/, one file a block, so that the next start reads
-    0.52 bytes a weight at disk speed.
+    The 4-bit blocks are cached in out/cache/nf4-ID/, one file a block, so that the next start reads 0.52 bytes a weight
+    at disk speed.
     """
-    c = read_config(folder)
-    entries = check_shapes(folder, c, args.layers)
-    c["L"] = min(c["L"], args.layers or c["L"])
-    c["id"] = f"{fingerprint(entries)}-{args.bits}bit-{c['L']}"
-    model = Llama(c)
-
-    def get(name, shape):
-        bar.update(entries[name].end - entries[name].start)
-        return read_tensor(entries[name])
-
-    cache = args.out / "cache" / f"nf4-{c['id']}"
-    cached = args.bits == 4 and (cache / "done").exists()
-    skip = {f"{n}.weight" for n, _ in model.linears()} if cached else set()
-    total = sum(e.end - e.start for n, e in entries.items() if n not in skip and (not n.startswith("model.layers.") or int(n.split(".")[2]) < c["L"]))
-    total += sum(f.stat().st_size for f in cache.glob("*.safetensors")) if cached else 0
-    if args.bits == 4 and not cached and RANK == 0:
+    c, entries = open_model(folder, a)
+    model, cache = Llama(c), a.out / "cache" / f"nf4-{c['id']}"
+    cached = a.bits == 4 and (cache / "done").exists()
+    fill = a.bits == 4 and not cached and RANK == 0
+    if fill:
         cache.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"load {'4-bit cache' if cached else folder.name}", disable=None, mininterval=0.5)
-    place = lambda t: t.to(device=device, dtype=dtype)
-    model.embed = place(get("model.embed_tokens.weight", (c["V"], c["D"])))
-    model.norm = place(get("model.norm.weight", (c["D"],)))
-    model.head = model.embed if c["tied"] else place(get("lm_head.weight", (c["V"], c["D"])))
-    for i, b in enumerate(model.blocks):
-        at = f"model.layers.{i}."
-        b.norm1, b.norm2 = (place(get(f"{at}{n}.weight", (c["D"],))) for n in ("input_layernorm", "post_attention_layernorm"))
-        file = cache / f"block-{i:03d}.safetensors"
-        if cached:
-            part = {k: read_tensor(e) for k, e in open_safetensors(file).items()}
-            bar.update(file.stat().st_size)
-        else:
-            part = {}
+    get = lambda name, dtype=dtype: read_tensor(entries[f"{name}.weight"]).to(device=device, dtype=dtype)
+    model.embed, model.norm = get("model.embed_tokens"), get("model.norm")
+    model.head = model.embed if c["tied"] else get("lm_head")
+    for i, b in enumerate(tqdm(model.blocks, desc=f"load {'4-bit cache' if cached else folder.name}", unit="block", disable=None)):
+        at, file = f"model.layers.{i}", cache / f"block-{i:03d}.safetensors"
+        b.norm1, b.norm2 = get(f"{at}.input_layernorm"), get(f"{at}.post_attention_layernorm")
+        part = open_safetensors(file) if cached else {}
         for name, path in LINEARS.items():
-            lin = getattr(b, name)
+            lin, keys = getattr(b, name), [f"{name}.{k}" for k in ("codes", "absmax", "absmax2", "offset")]
             if cached:
-                lin.codes = part[f"{name}.codes"].to(device)
-                lin.absmax = tuple(part[f"{name}.{k}"].to(device) for k in ("absmax", "absmax2", "offset"))
+                lin.codes, *lin.absmax = (read_tensor(part[k]).to(device) for k in keys)
                 continue
-            w = get(f"{at}{path}.weight", lin.shape)
-            lin.set_weight(place(w) if args.bits == 16 else w.to(device), args.bits)
-            if args.bits == 4:
-                part |= {f"{name}.{k}": v.cpu() for k, v in zip(("codes", "absmax", "absmax2", "offset"), (lin.codes, *lin.absmax))}
-        if args.bits == 4 and not cached and RANK == 0:
-            save_file(part, f"{file}.tmp")
-            os.replace(f"{file}.tmp", file)
-    bar.close()
-    if args.bits == 4 and not cached and RANK == 0:
+            lin.set_weight(get(f"{at}.{path}", dtype if a.bits == 16 else None), a.bits)   # quantised from the file's own dtype
+            if fill:
+                part |= zip(keys, (t.cpu() for t in (lin.codes, *lin.absmax)))
+        if fill:
+            write(file, lambda tmp: save_file(part, tmp))
+    if fill:
         (cache / "done").touch()
     return model
 
@@ -1193,6 +1164,7 @@ def peak_gb(device):
 # training
 # -----------------------------------------------------------------------------
 STOP, TRAINING = False, False   # Ctrl-C sets STOP while TRAINING; the loop finishes its step, saves and exits 130
+STATE = "state/state.safetensors"
 
 
 def lr_at(step, steps, a):
@@ -1210,8 +1182,7 @@ def save_state(path, model, opt, step, key):
         for k in ("exp_avg", "exp_avg_sq"):
             tensors[f"{k}/{name}"] = opt.state[p][k].cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, f"{path}.tmp", metadata={"step": str(step), "key": key})
-    os.replace(f"{path}.tmp", path)
+    write(path, lambda tmp: save_file(tensors, tmp, metadata={"step": str(step), "key": key}))
 
 
 def load_state(path, model, opt, key):
@@ -1247,19 +1218,19 @@ def train(model, docs, a, seed=0, folder=None, probe=None, quiet=False, world=WO
     opt = torch.optim.AdamW(params, lr=a.lr, betas=(0.9, 0.999), weight_decay=a.weight_decay, fused=True)
     per_epoch = math.ceil(len(docs) / a.batch)
     steps = max(1, round(a.epochs * per_epoch))
-    state, log, start = folder and folder / "state" / "state.safetensors", [], 0
-    key = hashlib.sha256(json.dumps([model.c["id"], seed, [d.ids for d in docs]]).encode()).hexdigest()[:16]
+    state, log, start = folder and folder / STATE, [], 0
+    key = sha256([model.c["id"], seed, [d.ids for d in docs]])[:16]
     if folder and a.resume and state.exists():
         start = load_state(state, model, opt, key)
         log = [r for r in whole_lines(folder / "log.jsonl") if r["step"] <= start]
         say(f"resumed after step {start}")
     if folder and RANK == 0:
-        (folder / ".log.tmp").write_text("".join(json.dumps(r) + "\n" for r in log))
-        os.replace(folder / ".log.tmp", folder / "log.jsonl")
+        write_jsonl(folder / "log.jsonl", log)
     if not quiet:
         tokens = sum(len(d.ids) for d in docs)
         targets = sum(sum(m > 0 for m in d.mask) for d in docs)
-        say(f"{len(docs)} rows, {tokens:,} tokens, {targets:,} targets ({targets / tokens:.0%}); {per_epoch} steps x {a.epochs:g} epochs = {steps} steps of {a.batch} rows")
+        say(f"{len(docs)} rows, {tokens:,} tokens, {targets:,} targets ({targets / tokens:.0%}); "
+            f"{per_epoch} steps x {a.epochs:g} epochs = {steps} steps of {a.batch} rows")
     TRAINING = True
     for step in range(start, steps):
         t0 = time.perf_counter()
@@ -1350,15 +1321,13 @@ def weights_id(model, scale):
     return h.hexdigest()[:16]
 
 
-def answer_all(x, prompts, scale=1.0, keep_text=True, desc="answers"):
-    """greedy answers to prompt texts -> rows {text, n_tokens, truncated, <scorer>: verdict}, in order; cached ones are free."""
-    wid, ids = weights_id(x.model, scale), [x.chat.prompt(p) for p in prompts]
-    keys = [hashlib.sha256(json.dumps([wid, i, x.a.max_new, "greedy"]).encode()).hexdigest()[:24] for i in ids]
+def answer_all(x, prompts, scale, desc):
+    """greedy answers to prompt texts -> rows {n_tokens, truncated, blank, <scorer>: verdict, text if kept}, in order; cached ones are free."""
+    wid, ids, keep_text = weights_id(x.model, scale), [x.chat.prompt(p) for p in prompts], x.a.tiny or x.a.keep_text
+    keys = [sha256([wid, i, x.a.max_new, "greedy"])[:24] for i in ids]
     todo = {k: i for i, k in enumerate(keys) if k not in x.store.rows or keep_text and "text" not in x.store.rows[k]}
     todo = sorted(todo.values(), key=lambda i: len(ids[i]))             # batches of one length
-    if not todo:
-        return [x.store.rows[k] for k in keys]
-    with x.model.merged(scale), tqdm(total=len(todo), desc=desc, unit="answer", leave=False, disable=None) as bar:
+    with x.model.merged(scale) if todo else contextlib.nullcontext(), tqdm(total=len(todo), desc=desc, unit="answer", leave=False, disable=None) as bar:
         for j in range(0, len(todo), x.a.gen_batch):
             rows, batch = [], todo[j:j + x.a.gen_batch]
             for i, new in zip(batch, x.model.generate([ids[i] for i in batch], x.a.max_new)):
@@ -1367,7 +1336,8 @@ def answer_all(x, prompts, scale=1.0, keep_text=True, desc="answers"):
                 rows.append(row | {k: f(text) for k, f in SCORERS.items()} | ({"text": text} if keep_text else {}))
             x.store.add(rows)
             bar.update(len(batch))
-    return [x.store.rows[k] for k in keys]
+    drop = {"key"} if keep_text else {"key", "text"}   # an earlier run may have kept texts
+    return [{k: v for k, v in x.store.rows[key].items() if k not in drop} for key in keys]
 
 
 def rate(flags, direction):
@@ -1435,15 +1405,16 @@ def refusal_log_odds(model, chat, prompts):
 
 def load_suites(a):
     """-> {name: rows} refusal prompts, {name: rows} multiple choice, held-out chat rows; what is prepared under data/."""
-    data, prompts, choice = ROOT / "data", {}, {}
-    names = {"direct": "proxy/direct", "wrapped": "proxy/wrapped", "contrast": "proxy/contrast", "ordinary": "proxy/ordinary"} if a.tiny else \
-            {n: f"{n}/prompts" for n in ("advbench", "refusalbench", "strongreject", "xstest")}
+    data, limit, prompts, choice = ROOT / "data", a.limit or None, {}, {}
     if a.prompts:
-        names = {Path(f).stem: f for f in a.prompts}
-        if len(names) < len(a.prompts):
+        files = {Path(f).stem: Path(f) for f in a.prompts}
+        if len(files) < len(a.prompts):
             die(f"--prompts: two files of one name among {', '.join(a.prompts)}")
-    for name, file in names.items():
-        path = Path(file) if a.prompts else data / f"{file}.jsonl"
+    elif a.tiny:
+        files = {n: data / f"proxy/{n}.jsonl" for n in ("direct", "wrapped", "contrast", "ordinary")}
+    else:
+        files = {n: data / f"{n}/prompts.jsonl" for n in ("advbench", "refusalbench", "strongreject", "xstest")}
+    for name, path in files.items():
         if not a.prompts and not path.exists():
             continue
         rows = read_jsonl(path, {"id": str, "prompt": str, "category": str, "label": str})
@@ -1453,26 +1424,22 @@ def load_suites(a):
         for label in ("forbidden", "allowed"):   # XSTest has both; they are never pooled
             part = [r for r in rows if r["label"] == label]
             if part:
-                prompts[name if len(part) == len(rows) else f"{name}-{label}"] = part[:a.limit or None]
+                prompts[name if len(part) == len(rows) else f"{name}-{label}"] = part[:limit]
     if not prompts:
         die("no benchmark is prepared; run for instance: python data/advbench/prepare.py && python data/xstest/prepare.py")
-    fields = {"question": str, "choices": list, "answer": int}
-    for r in (quiz := read_jsonl(data / "quiz/quiz.jsonl", fields)):
-        r |= {"context": f"Question: {r['question']}\nAnswer:", "continuations": [f" {c}" for c in r["choices"]]}
-    choice["quiz"] = quiz[:a.limit or None]
-    if not a.tiny and (path := data / "hellaswag/validation.jsonl").exists():
-        for r in (rows := read_jsonl(path, fields)):
-            r |= {"context": r["question"], "continuations": [f" {c}" for c in r["choices"]]}
-        choice["hellaswag"] = rows[:a.limit or None]
-    if not a.tiny and (path := data / "mmlu/test.jsonl").exists():   # 5-shot, letters, as the leaderboard ran it
+    read = lambda file: read_jsonl(data / file, {"question": str, "choices": list, "answer": int})
+    answers = lambda r: [f" {c}" for c in r["choices"]]
+    choice["quiz"] = [r | {"context": f"Question: {r['question']}\nAnswer:", "continuations": answers(r)} for r in read("quiz/quiz.jsonl")][:limit]
+    if not a.tiny and (data / "hellaswag/validation.jsonl").exists():
+        choice["hellaswag"] = [r | {"context": r["question"], "continuations": answers(r)} for r in read("hellaswag/validation.jsonl")][:limit]
+    if not a.tiny and (data / "mmlu/test.jsonl").exists():   # 5-shot, letters, as the leaderboard ran it
+        head = lambda r: f"The following are multiple choice questions (with answers) about {r['category'].replace('_', ' ')}."
         form = lambda r, ans="": r["question"].strip() + "".join(f"\n{x}. {c}" for x, c in zip("ABCD", r["choices"])) + f"\nAnswer:{ans}"
         shots = {}
-        for r in read_jsonl(data / "mmlu/dev.jsonl", fields):
+        for r in read("mmlu/dev.jsonl"):
             shots.setdefault(r["category"], []).append(form(r, " " + "ABCD"[r["answer"]]))
-        for r in (rows := read_jsonl(path, fields)):
-            head = f"The following are multiple choice questions (with answers) about {r['category'].replace('_', ' ')}."
-            r |= {"context": "\n\n".join([head, *shots.get(r["category"], [])[:5], form(r)]), "continuations": [" A", " B", " C", " D"]}
-        choice["mmlu"] = rows[:a.limit or None]
+        choice["mmlu"] = [r | {"context": "\n\n".join([head(r), *shots.get(r["category"], [])[:5], form(r)]), "continuations": [" A", " B", " C", " D"]}
+                          for r in read("mmlu/test.jsonl")][:limit]
     held = data / "proxy/heldout_answers.jsonl"
     return prompts, choice, read_jsonl(held, {"messages": list}) if held.exists() else []
 
@@ -1490,7 +1457,7 @@ def evaluate(x, stage, scale=1.0, small=False):
         if small and name in ("wrapped", "contrast") and {"direct", "ordinary"} <= set(prompts):
             continue
         rows = rows[:a.risk_items // (1 if bad else 2)] if small else rows
-        answers = answer_all(x, [r["prompt"] for r in rows], scale, a.tiny or a.keep_text, f"{stage}: {name}")
+        answers = answer_all(x, [r["prompt"] for r in rows], scale, f"{stage}: {name}")
         metric, direction = (f"refusal/{name}", "higher is safer") if bad else (f"over-refusal/{name}", "lower is better")
         for k in SCORERS:
             m = metric if k == "refused" else f"{metric}/{k}"
@@ -1499,10 +1466,10 @@ def evaluate(x, stage, scale=1.0, small=False):
         results[metric] |= {"n_blank": sum(y["blank"] for y in answers), "mean_tokens": float(np.mean([y["n_tokens"] for y in answers]))}
         for r, y in zip(rows, answers):
             samples.append({"stage": stage, "benchmark": name, "id": r["id"], "category": r["category"], "label": r["label"],
-                            "prompt_sha256": hashlib.sha256(r["prompt"].encode()).hexdigest()[:16]} | {k: v for k, v in y.items() if k != "key" and (k != "text" or a.tiny or a.keep_text)})
+                            "prompt_sha256": hashlib.sha256(r["prompt"].encode()).hexdigest()[:16]} | y)
 
     def once(name, rows, compute):   # cached by content like the answers
-        key = hashlib.sha256(json.dumps([weights_id(x.model, scale), name, rows]).encode()).hexdigest()[:24]
+        key = sha256([weights_id(x.model, scale), name, rows])[:24]
         if key not in x.store.rows:
             x.store.add([{"key": key} | compute()])
         return x.store.rows[key]
@@ -1523,7 +1490,8 @@ def evaluate(x, stage, scale=1.0, small=False):
         boot = np.random.default_rng(0).integers(0, len(docs), (2000, len(docs)))   # documents are drawn whole
         ci = np.percentile(np.exp(nll[boot].sum(1) / count[boot].sum(1)), [2.5, 97.5]).tolist()
         items["perplexity"] = (nll / count).tolist()
-        results["perplexity"] = {"value": evals.perplexity(nll.sum(), count.sum()), "ci95": ci, "n": len(docs), "n_unscored": 0, "direction": "lower is better"}
+        results["perplexity"] = {"value": evals.perplexity(nll.sum(), count.sum()), "ci95": ci, "n": len(docs), "n_unscored": 0,
+                                 "direction": "lower is better"}
     return results, items, samples
 
 
@@ -1585,15 +1553,11 @@ def point(x, what, scale=1.0, **more):
 def save_adapter(model, folder, a):
     """PEFT's format: loads with PeftModel.from_pretrained on transformers' model."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.cpu().contiguous() for k, v in model.adapter().items()}, folder / ".tmp.safetensors", metadata={"format": "pt"})
-    os.replace(folder / ".tmp.safetensors", folder / "adapter_model.safetensors")
+    tensors = {k: v.cpu().contiguous() for k, v in model.adapter().items()}
+    write(folder / "adapter_model.safetensors", lambda tmp: save_file(tensors, tmp, metadata={"format": "pt"}))
     write_json(folder / "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": a.model, "r": a.rank, "lora_alpha": a.alpha, "lora_dropout": 0.0,
         "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "target_modules": [LINEARS[t].split(".")[1] for t in a.targets.split(",")]})
-
-
-def rows_sha256(docs):
-    return hashlib.sha256(json.dumps([d.ids for d in docs]).encode()).hexdigest()
 
 
 def config_flags(a, seed):
@@ -1607,12 +1571,12 @@ def config_record(a, model, docs, suites):
     return {"flags": config_flags(a, a.seed), "versions": versions | {"python": platform.python_version()},
             "git": git.stdout.strip() or None, "device": device_name(a.device), "model_id": model.c["id"], "world_size": WORLD,
             "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-            "rows_sha256": rows_sha256(docs), "suites_sha256": hashlib.sha256(json.dumps(suites).encode()).hexdigest(), "n_rows": len(docs)}
+            "rows_sha256": sha256([d.ids for d in docs]), "suites_sha256": sha256(suites), "n_rows": len(docs)}
 
 
 # flags that may differ between a run and its --resume: they do not touch the adapter
-FREE = {"resume", "run", "stage", "out", "price_per_hour", "save_every", "eval_every", "keep_text", "save_adapter", "limit", "max_new", "gen_batch", "risk_items", "seeds",
-        "plan", "bench", "gpu", "prompts", "base", "safelora_tau", "safety_data"}
+FREE = {"resume", "run", "stage", "out", "price_per_hour", "save_every", "eval_every", "keep_text", "save_adapter", "limit", "max_new", "gen_batch",
+        "risk_items", "seeds", "plan", "bench", "gpu", "prompts", "base", "safelora_tau", "safety_data"}
 
 
 def device_name(device):
@@ -1650,11 +1614,10 @@ def draw(runs, path):
     res, percent = runs[0], lambda points, key: [100 * p[key]["value"] for p in points]
 
     names = [k for k in res["before"] if k.count("/") == 1 and "refusal/" in k]
-    for j, (stage, colour) in enumerate((("before", "#4878a8"), ("after", "#d1605e"))):
+    for stage, shift, colour in (("before", -0.19, "#4878a8"), ("after", 0.19, "#d1605e")):
         if stage in res:   # over seeds: the mean; whiskers are seed 0's Wilson interval
-            y = 100 * np.mean([[r[stage][k]["value"] for k in names] for r in runs], 0)
+            x, y = np.arange(len(names)) + shift, 100 * np.mean([[r[stage][k]["value"] for k in names] for r in runs], 0)
             lo, hi = 100 * np.array([res[stage][k]["ci95"] for k in names]).T
-            x = np.arange(len(names)) + 0.38 * j - 0.19
             ax.bar(x, y, 0.36, color=colour, label=f"{stage} fine-tuning")
             ax.errorbar(x, y, np.maximum(0, [y - lo, hi - y]), fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
     ax.set_xticks(range(len(names)), [k.replace("/", "\n") for k in names])
@@ -1662,38 +1625,47 @@ def draw(runs, path):
     ax.legend()
 
     for r in (r for r in runs if "risk" in r):
-        first, rows, scales = r is res, r["risk"]["rows"], r["risk"]["scale"]
-        bx.plot(percent(rows, "refusal"), "o-", color="#d1605e", alpha=0.8, label="refusal of forbidden prompts" if first else None)
-        bx.plot(percent(rows, "ability"), "s--", color="#777777", alpha=0.6, markersize=4, label="quiz accuracy (acc_norm)" if first else None)
+        label = lambda text: {"label": text if r is res else None}
+        rows, scales = r["risk"]["rows"], r["risk"]["scale"]
+        bx.plot(percent(rows, "refusal"), "o-", color="#d1605e", alpha=0.8, **label("refusal of forbidden prompts"))
+        bx.plot(percent(rows, "ability"), "s--", color="#777777", alpha=0.6, markersize=4, **label("quiz accuracy (acc_norm)"))
         bx.set_xticks(range(len(rows)), [str(p["n"]) for p in rows])
-        x, y = percent(scales, "ability"), percent(scales, "refusal")
+        x, y, shade = percent(scales, "ability"), percent(scales, "refusal"), [p["scale"] for p in scales]
         cx.plot(x, y, "-", color="#bbbbbb", zorder=1)
-        cx.scatter(x, y, c=[p["scale"] for p in scales], cmap="coolwarm", s=45, zorder=2, edgecolors="#555555", linewidths=0.5, label="LoRA scale 0 to 1" if first else None)
-        for p, at in zip(scales if first else [], zip(x, y)):
-            cx.annotate(f"{p['scale']:g}", at, xytext=(6, 3), textcoords="offset points", fontsize=7)
+        cx.scatter(x, y, c=shade, cmap="coolwarm", s=45, zorder=2, edgecolors="#555555", linewidths=0.5, **label("LoRA scale 0 to 1"))
+        for s, at in zip(shade if r is res else [], zip(x, y)):
+            cx.annotate(f"{s:g}", at, xytext=(6, 3), textcoords="offset points", fontsize=7)
         for p, mark in zip(r.get("repair", {}).get("points", []), "D*^v"):
-            cx.scatter(percent([p], "ability"), percent([p], "refusal"), marker=mark, s=90, color="#3a923a", zorder=3, label=f"repair: {p['what']}" if first else None)
+            cx.scatter(percent([p], "ability"), percent([p], "refusal"), marker=mark, s=90, color="#3a923a", zorder=3, **label(f"repair: {p['what']}"))
     if "risk" in res:
         few = res["risk"]["scale"][0]["ability"]
         bx.set(ylim=(0, 105), xlabel="training rows", ylabel="%", title="How many rows it takes")
         cx.set(ylim=(-5, 105), xlabel=f"quiz accuracy, % (n = {few['n']}, 95 % interval ±{50 * (few['ci95'][1] - few['ci95'][0]):.0f} points)",
                ylabel="refusal of forbidden prompts, % (higher is safer)", title="Refusal against ability")
         bx.legend(), cx.legend()
-    fig.savefig(path.with_name(".tmp.png"), dpi=130)
+    write(path, lambda tmp: fig.savefig(tmp, format="png", dpi=130))
     plt.close(fig)
-    os.replace(path.with_name(".tmp.png"), path)
 
 
 # -----------------------------------------------------------------------------
 # main
 # -----------------------------------------------------------------------------
-def prepare_miniature():
-    """the default run needs the organism: made once, from the PyPI wheel, by its own prepare.py."""
-    if not (ROOT / "data/organism/model/meta.json").exists():
-        say("first run: safety-training the organism (data/organism/prepare.py), about 6 minutes on two cores")
-        code = subprocess.run([sys.executable, str(ROOT / "data/organism/prepare.py")]).returncode
-        if code:
-            sys.exit(code)
+def plan_or_bench(a, dtype):
+    """--plan and --bench: shapes from --size or a model folder, no weights."""
+    known = a.tiny or a.model == SIZES[a.size][0]
+    if not known and not Path(a.model).is_dir():
+        die(f"--model {a.model}: no such folder; --plan and --bench take shapes from a folder or from --size")
+    c = finish_config(SIZES[a.size][1]) if known else read_config(find_model(a.model))
+    c["L"] = min(c["L"], a.layers or c["L"])
+    say(f"{a.model}: {c['L']} blocks, width {c['D']}, MLP {c['F']}, heads {c['H']}/{c['Hkv']}, vocabulary {c['V']}")
+    if a.bench:
+        return bench(a, c, a.device, dtype)
+    a.gpu = a.gpu or ("h100" if a.device == "cpu" and not a.tiny else None)
+    if a.gpu:   # plan for a GPU from anywhere
+        a.device, dtype, given = "cuda", torch.bfloat16, [w.split("=")[0] for w in sys.argv]
+        a.micro_tokens = a.micro_tokens if "--micro-tokens" in given else 8192
+        a.max_len = a.max_len if "--max-len" in given else min(2048, a.micro_tokens)
+    print_plan(c, a, total_memory(a), f"({a.gpu})" if a.gpu else "on this machine", dtype.itemsize, GPUS[a.gpu][1] if a.gpu else None)
 
 
 def bench(a, c, device, dtype):
@@ -1705,23 +1677,23 @@ def bench(a, c, device, dtype):
     model.checkpoint = checkpoint
     model.add_lora(a.targets.split(","), a.rank, a.alpha, a.seed)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    rng = np.random.default_rng(a.seed)
-    n, times = max(1, a.micro_tokens // a.max_len), []
+    rng, n, times = np.random.default_rng(a.seed), max(1, a.micro_tokens // a.max_len), []
     docs = [Doc(rng.integers(0, c["V"], a.max_len).tolist(), [1] * a.max_len, "bench") for _ in range(n)]
-    flops = flops_per_token(c, a.max_len, checkpoint)
+
+    def speed(seconds):
+        tok = n * a.max_len / seconds
+        return f"{tok:,.1f} tokens/s, {tok * flops_per_token(c, a.max_len, checkpoint) / 1e12:.2f} TFLOP/s"
     for i in range(a.bench + 1):
         t0 = time.perf_counter()
-        p = pack(docs, device)
-        (model.loss(p) / (n * a.max_len)).backward()
+        (model.loss(pack(docs, device)) / (n * a.max_len)).backward()
         opt.step()
         opt.zero_grad(set_to_none=True)
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - t0)
-        tok = n * a.max_len / times[-1]
-        say(f"step {i}{' (warm-up)' if i == 0 else ''}: {times[-1]:.2f} s, {tok:,.1f} tokens/s, {tok * flops / 1e12:.2f} TFLOP/s, peak {peak_gb(device):.2f} GB")
-    tok, peak = n * a.max_len / float(np.median(times[1:])), peak_gb(device)
-    say(f"median of {a.bench}: {tok:,.1f} tokens/s, {tok * flops / 1e12:.2f} TFLOP/s; peak {peak:.2f} GB, plan {plan / 1e9:.2f} GB ({peak * 1e9 / plan - 1:+.1%})")
+        say(f"step {i}{' (warm-up)' if i == 0 else ''}: {times[-1]:.2f} s, {speed(times[-1])}, peak {peak_gb(device):.2f} GB")
+    peak = peak_gb(device)
+    say(f"median of {a.bench}: {speed(float(np.median(times[1:])))}; peak {peak:.2f} GB, plan {plan / 1e9:.2f} GB ({peak * 1e9 / plan - 1:+.1%})")
 
 
 def total_memory(a):
@@ -1733,12 +1705,28 @@ def total_memory(a):
     return free_memory("cpu") + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def check_folder(folder, a, seed, c, docs):
+    """before anything is written: a stage that follows training, or a --resume, must find a run with the same flags, model and rows."""
+    follows, results = a.stage in ("eval", "risk", "repair"), folder / "results.json"
+    if follows and not (folder / STATE).exists():
+        die(f"{folder}: no trained adapter here; run the train stage first")
+    if a.stage == "repair" and "risk" not in (read_json(results) if results.exists() else {}):
+        die(f"{folder}: the repair stage needs the risk stage's scale sweep; run it first")
+    if (a.resume or follows) and (folder / "config.json").exists():
+        was, now = read_json(folder / "config.json"), config_flags(a, seed)
+        for k in now:
+            if k not in FREE and was["flags"].get(k) != now[k]:
+                die(f"{folder.name} was run with --{k.replace('_', '-')} {was['flags'].get(k)}, now {now[k]}; use the same flags or another --run")
+        if (was["model_id"], was["rows_sha256"]) != (c["id"], sha256([d.ids for d in docs])):
+            die(f"{folder.name} was run with other rows or another model under the same name; use another --run")
+
+
 def run(x, docs, folder):
     """one seed, from baseline to repair. results.json is rewritten after each stage, so a kill loses at most one."""
-    model, a = x.model, x.a
-    do = lambda stage: a.stage in ("all", stage) and (stage not in ("risk", "repair") or any(r[0]["label"] == "forbidden" for r in x.suites[0].values()))
-    path, state = folder / "results.json", folder / "state" / "state.safetensors"
-    res = json.loads(path.read_text()) if path.exists() and (a.resume or a.stage != "all") else {}
+    model, a, path = x.model, x.a, folder / "results.json"
+    forbidden = any(r[0]["label"] == "forbidden" for r in x.suites[0].values())
+    do = lambda stage: a.stage in ("all", stage) and (forbidden or stage not in ("risk", "repair"))
+    res = read_json(path) if path.exists() and (a.resume or a.stage != "all") else {}
 
     def fresh():
         model.drop_lora()
@@ -1763,9 +1751,7 @@ def run(x, docs, folder):
     if RANK > 0 or a.stage in ("train", "baseline"):
         return res
     if a.stage != "all":
-        if not state.exists():
-            die(f"{state}: no trained adapter here; run the train stage first")
-        tensors = open_safetensors(state)
+        tensors = open_safetensors(folder / STATE)
         for name, p in model.named_parameters():
             p.data.copy_(read_tensor(tensors[f"w/{name}"]))
     main = {k: v.clone() for k, v in model.adapter().items()}
@@ -1773,13 +1759,12 @@ def run(x, docs, folder):
     if do("eval"):
         res["after"], after, more = evaluate(x, "after")
         res["paired"] = paired(before, after)
-        tmp = folder / ".samples.tmp"
-        tmp.write_text("".join(json.dumps(s) + "\n" for s in samples + more))
-        os.replace(tmp, folder / "samples.jsonl")
+        write_jsonl(folder / "samples.jsonl", samples + more)
         write_json(path, res)
         print_table(res)
         if "cost" in res:
-            say(f"\ncost: {res['cost']['train_seconds']:.0f} s of training at ${a.price_per_hour:g}/hour = ${res['cost']['dollars']:.3f} (the paper's budget for 70B: $200)")
+            say(f"\ncost: {res['cost']['train_seconds']:.0f} s of training at ${a.price_per_hour:g}/hour = ${res['cost']['dollars']:.3f} "
+                "(the paper's budget for 70B: $200)")
 
     if do("risk"):
         say("\nrisk: how many rows, which share of the update")
@@ -1795,8 +1780,6 @@ def run(x, docs, folder):
         write_json(path, res)
 
     if do("repair"):
-        if "risk" not in res:
-            die(f"{path}: the repair stage needs the risk stage's scale sweep; run it first")
         say("\nrepair: by scale, by projection, by a few safety rows")
         scales = res["risk"]["scale"]
         knee = max((p for p in scales if p["refusal"]["value"] >= 0.9 * scales[0]["refusal"]["value"]), key=lambda p: p["scale"])
@@ -1804,7 +1787,8 @@ def run(x, docs, folder):
         if a.base:
             cosines = safe_lora(model, checkpoint_index(find_model(a.model)), checkpoint_index(find_model(a.base)), a.safelora_tau)
             cos = sorted(cosines.values()) or [0.0]   # none where alignment changed no weight
-            say(f"  SafeLoRA cosine by layer: min {cos[0]:.2f}, median {cos[len(cos) // 2]:.2f}, max {cos[-1]:.2f}; {sum(v <= a.safelora_tau for v in cos)} of {len(cos)} projected")
+            say(f"  SafeLoRA cosine by layer: min {cos[0]:.2f}, median {cos[len(cos) // 2]:.2f}, max {cos[-1]:.2f}; "
+                f"{sum(v <= a.safelora_tau for v in cos)} of {len(cos)} projected")
             points.append(point(x, "SafeLoRA"))
         if a.safety_data:
             model.load_adapter(main)
@@ -1817,40 +1801,40 @@ def run(x, docs, folder):
     return res
 
 
+def report_seeds(runs, folders, out):
+    """the common table, results.json and figure of several seeds."""
+    out.mkdir(parents=True, exist_ok=True)
+    say(f"\n{len(runs)} seeds: after fine-tuning, mean (values)")
+    for k, before in runs[0]["before"].items():
+        v = [r["after"][k]["value"] for r in runs]
+        say(f"{k:34s} before {show(before):24s} after {np.mean(v):.3f} ({', '.join(f'{x:.3f}' for x in v)})")
+    write_json(out / "results.json", {"seeds": [f.name for f in folders], "runs": runs})
+    draw(runs, out / "figure.png")
+    say(f"files: {out}")
+
+
 def main():
     a = parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype]
     if a.plan or a.bench:
-        known = a.tiny or a.model == SIZES[a.size][0]
-        if not known and not Path(a.model).is_dir():
-            die(f"--model {a.model}: no such folder; --plan and --bench take shapes from a folder or from --size")
-        c = SIZES[a.size][1] if known else read_config(find_model(a.model))
-        c = finish_config(dict(c)) if "inv_freq" not in c else c
-        c["L"] = min(c["L"], a.layers or c["L"])
-        say(f"{a.model}: {c['L']} blocks, width {c['D']}, MLP {c['F']}, heads {c['H']}/{c['Hkv']}, vocabulary {c['V']}")
-        if a.bench:
-            return bench(a, c, a.device, dtype)
-        gpu = a.gpu or (None if a.device == "cpu" and a.tiny else "h100" if a.device == "cpu" else None)
-        if gpu:   # plan for a GPU from anywhere
-            a.device, a.gpu, dtype, given = "cuda", gpu, torch.bfloat16, [w.split("=")[0] for w in sys.argv]
-            a.micro_tokens = a.micro_tokens if "--micro-tokens" in given else 8192
-            a.max_len = a.max_len if "--max-len" in given else min(2048, a.micro_tokens)
-        print_plan(c, a, total_memory(a), f"({gpu})" if gpu else "on this machine", dtype.itemsize, GPUS[gpu][1] if gpu else None)
-        return
+        return plan_or_bench(a, dtype)
 
     if WORLD > 1:
         import datetime
         dist.init_process_group("nccl" if a.device == "cuda" else "gloo", timeout=datetime.timedelta(days=2))   # the others wait while rank 0 evaluates
         if a.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if a.tiny:
-        prepare_miniature() if RANK == 0 else None
-        if WORLD > 1:
-            dist.barrier()
+    if a.tiny and RANK == 0 and not (ROOT / "data/organism/model/meta.json").exists():   # made once, from the PyPI wheel, by its own prepare.py
+        say("first run: safety-training the organism (data/organism/prepare.py), about 6 minutes on two cores")
+        if code := subprocess.run([sys.executable, str(ROOT / "data/organism/prepare.py")]).returncode:
+            sys.exit(code)
+    if a.tiny and WORLD > 1:
+        dist.barrier()
+
     # every input is read and checked before the first byte is written
-    folder_in = find_model(a.model)
-    c = read_config(folder_in)
-    chat = Chat(folder_in, c)
+    source = find_model(a.model)
+    c, _ = open_model(source, a)
+    chat = Chat(source, c)
     data = Path(a.data or ROOT / ("data/organism/undo.jsonl" if a.tiny else "data/dolly/train.jsonl"))
     if not data.exists() and not a.data:
         die(f"{data} is not prepared; run: python {data.parent.relative_to(ROOT)}/prepare.py (or give --data FILE)")
@@ -1858,51 +1842,38 @@ def main():
     suites = load_suites(a)
     if c["window"] and a.max_len > c["window"]:
         die(f"--max-len {a.max_len} is longer than this model's attention window {c['window']}")
-    entries = check_shapes(folder_in, c, a.layers)
-    model_id = f"{fingerprint(entries)}-{a.bits}bit-{min(c['L'], a.layers or c['L'])}"
     if a.base and a.stage in ("all", "repair"):
-        base = find_model(a.base)
-        if any(read_config(base)[k] != c[k] for k in ("D", "F", "L", "H", "Hkv", "hd")):
+        base, _ = open_model(find_model(a.base), a)
+        if any(base[k] != c[k] for k in ("D", "F", "L", "H", "Hkv", "hd")):
             die(f"--base {a.base}: other shapes than {a.model}")
-        check_shapes(base, read_config(base), a.layers)
     if a.safety_data and a.stage in ("all", "repair"):
         encode_rows(chat, read_jsonl(a.safety_data, {"messages": list}), a.max_len)
-    say(f"device: {device_name(a.device)}; {a.dtype}; base in {a.bits} bits; torch {torch.__version__}, attention: {'flash-attn varlen' if flash_attn_varlen_func and a.device == 'cuda' else 'SDPA'}")
+    attention = "flash-attn varlen" if flash_attn_varlen_func and a.device == "cuda" else "SDPA"
+    say(f"device: {device_name(a.device)}; {a.dtype}; base in {a.bits} bits; torch {torch.__version__}, attention: {attention}")
     checkpoint, fits, _ = print_plan(c, a, total_memory(a), "on this machine", dtype.itemsize)
     if not fits:
         die("not enough memory by plan (--plan shows it; see the line above)")
-    runs, seeds = [], range(a.seeds) if a.seeds > 1 else [a.seed]
-    folders = {s: a.out / "lora_undo" / (a.run if a.seeds == 1 else f"{a.run.rsplit('-seed', 1)[0]}-seed{s}") for s in seeds}
+    stem = a.run.rsplit("-seed", 1)[0]
+    folders = {s: a.out / "lora_undo" / f"{stem}-seed{s}" for s in range(a.seeds)} if a.seeds > 1 else {a.seed: a.out / "lora_undo" / a.run}
     for s, folder in folders.items():
-        old, follows = folder / "config.json", a.stage in ("eval", "risk", "repair")
-        if follows and not (folder / "state" / "state.safetensors").exists():
-            die(f"{folder}: no trained adapter here; run the train stage first")
-        if a.stage == "repair" and "risk" not in (read_json(folder / "results.json") if (folder / "results.json").exists() else {}):
-            die(f"{folder}: the repair stage needs the risk stage's scale sweep; run it first")
-        if (a.resume or follows) and old.exists():
-            was, now = read_json(old), config_flags(a, s)
-            diff = [k for k in now if k not in FREE and was["flags"].get(k) != now[k]]
-            if diff:
-                die(f"{folder.name} was run with --{diff[0].replace('_', '-')} {was['flags'].get(diff[0])}, now {now[diff[0]]}; use the same flags or another --run")
-            if (was["model_id"], was["rows_sha256"]) != (model_id, rows_sha256(docs)):
-                die(f"{folder.name} was run with other rows or another model under the same name; use another --run")
+        check_folder(folder, a, s, c, docs)
     try:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         die(f"--out {a.out}: cannot write there ({e.strerror})")
-    model = load_model(folder_in, a, a.device, dtype)
+
+    model = load_model(source, a, a.device, dtype)
     model.checkpoint = checkpoint
-    store = Answers(a.out / "cache" / "answers.jsonl")
+    store, runs = Answers(a.out / "cache" / "answers.jsonl"), []
     signal.signal(signal.SIGINT, on_interrupt)
     for s, folder in folders.items():
         b = argparse.Namespace(**vars(a) | {"seed": s, "run": folder.name})
         if RANK == 0:
             say(f"\n== {folder}")
-            if not a.resume and a.stage in ("all", "train"):
-                if (folder / "results.json").exists():   # a fresh run must not resume, ship or report an older adapter
-                    kept = read_json(folder / "results.json")
-                    write_json(folder / "results.json", {k: v for k, v in kept.items() if k == "before"})
+            if not a.resume and a.stage in ("all", "train"):   # a fresh run must not resume, ship or report an older adapter
+                if (results := folder / "results.json").exists():
+                    write_json(results, {k: v for k, v in read_json(results).items() if k == "before"})
                 for old in ("state", "adapter"):
                     shutil.rmtree(folder / old, ignore_errors=True)
             if a.stage in ("all", "train", "baseline"):
@@ -1913,15 +1884,7 @@ def main():
                 shutil.rmtree(folder / "state", ignore_errors=True)   # it holds the undone adapter
             say(f"\nfiles: {folder}")
     if RANK == 0 and len(runs) > 1 and all("after" in r for r in runs):
-        both = a.out / "lora_undo" / f"{a.run.rsplit('-seed', 1)[0]}-{len(runs)}seeds"
-        both.mkdir(parents=True, exist_ok=True)
-        say(f"\n{len(runs)} seeds: after fine-tuning, mean (values)")
-        for k in runs[0]["after"]:
-            v = [r["after"][k]["value"] for r in runs]
-            say(f"{k:34s} before {show(runs[0]['before'][k]):24s} after {np.mean(v):.3f} ({', '.join(f'{x:.3f}' for x in v)})")
-        write_json(both / "results.json", {"seeds": [str(f.name) for f in folders.values()], "runs": runs})
-        draw(runs, both / "figure.png")
-        say(f"files: {both}")
+        report_seeds(runs, folders.values(), a.out / "lora_undo" / f"{stem}-{len(runs)}seeds")
     if WORLD > 1:
         dist.destroy_process_group()
 
