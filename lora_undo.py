@@ -184,14 +184,10 @@ def parse_args(argv=None):
     p.add_argument("--bench", type=int, default=0, metavar="STEPS", help="time N steps on random weights of this size")
     p.add_argument("--gpu", default=None, choices=GPUS, help="plan for this GPU instead of the one present")
     a = p.parse_args(sys.argv[1:] if argv is None else argv)
-    one = ("rank", "batch", "max_len", "seeds", "gen_batch", "risk_items", "save_every")
-    zero = ("rows", "limit", "layers", "micro_tokens", "max_new", "eval_every", "bench", "seed", "warmup", "weight_decay", "price_per_hour")
-    for name, least in [(n, 1) for n in one] + [(n, 0) for n in zero]:
-        if not least <= getattr(a, name) < math.inf:
-            die(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(a, name)}")
-    for name in ("alpha", "epochs", "lr", "clip"):
-        if not 0 < getattr(a, name) < math.inf:
-            die(f"--{name} must be above 0, got {getattr(a, name)}")
+    above = ("rank", "batch", "max_len", "seeds", "gen_batch", "risk_items", "save_every", "alpha", "epochs", "lr", "clip")
+    for name, value in vars(a).items():
+        if isinstance(value, (int, float)) and name != "safelora_tau" and not (0 <= value < math.inf and (value or name not in above)):
+            die(f"--{name.replace('_', '-')} must be {'above' if name in above else 'at least'} 0, got {value}")
     if a.warmup > 1:
         die(f"--warmup is a share of the steps, at most 1, got {a.warmup}")
     targets = a.targets.split(",")
@@ -771,12 +767,7 @@ class Llama(nn.Module):
 
     def adapter(self):
         """{PEFT key: fp32 tensor}, the adapter as it is saved."""
-        out = {}
-        for name, lin in self.linears():
-            if lin.A is not None:
-                out[f"base_model.model.{name}.lora_A.weight"] = lin.A.detach()
-                out[f"base_model.model.{name}.lora_B.weight"] = lin.B.detach()
-        return out
+        return {f"base_model.model.{name}.lora_{k}.weight": getattr(lin, k).detach() for name, lin in self.linears() if lin.A is not None for k in "AB"}
 
     def load_adapter(self, tensors):
         for key, value in self.adapter().items():
@@ -900,12 +891,10 @@ def open_safetensors(path):
         with open(path, "rb") as f:
             n = struct.unpack("<Q", f.read(8))[0]
             header = json.loads(f.read(n))
-        size = os.path.getsize(path)
-        header.pop("__metadata__", None)
-        entries = {k: Entry(path, v["dtype"], v["shape"], 8 + n + v["data_offsets"][0], 8 + n + v["data_offsets"][1]) for k, v in header.items()}
+        entries = {k: Entry(path, v["dtype"], v["shape"], *(8 + n + i for i in v["data_offsets"])) for k, v in header.items() if k != "__metadata__"}
     except (OSError, struct.error, ValueError, MemoryError, OverflowError, KeyError, TypeError, AttributeError) as e:
         die(f"{path}: not a readable safetensors file ({type(e).__name__})")
-    end = max((e.end for e in entries.values()), default=0)
+    size, end = os.path.getsize(path), max((e.end for e in entries.values()), default=0)
     if end > size:
         die(f"{path}: truncated, {size:,} bytes of {end:,}; download it again")
     return entries
@@ -1060,10 +1049,11 @@ def load_model(folder, a, device, dtype):
     return model
 
 
-def random_model(c, args, device, dtype):
+def random_model(c, a, device, dtype):
     """synthetic weights of any size, made in place: random codes and plausible scales."""
     model, gen = Llama(c), torch.Generator(device).manual_seed(0)
     rand = lambda *s: torch.randn(*s, device=device, dtype=dtype, generator=gen).mul_(0.02)
+    codes = lambda n: torch.randint(0, 256, (n,), dtype=torch.uint8, device=device, generator=gen)
     model.embed = rand(c["V"], c["D"])
     model.head = model.embed if c["tied"] else rand(c["V"], c["D"])
     model.norm = torch.ones(c["D"], device=device, dtype=dtype)
@@ -1071,13 +1061,11 @@ def random_model(c, args, device, dtype):
         b.norm1 = b.norm2 = model.norm
     for _, lin in model.linears():
         n = math.prod(lin.shape)
-        if args.bits == 16:
+        if a.bits == 16:
             lin.dense = rand(*lin.shape)
-            continue
-        lin.codes = torch.randint(0, 256, (n // 2,), dtype=torch.uint8, device=device, generator=gen)
-        m = -(-n // 64)
-        lin.absmax = (torch.randint(0, 256, (m,), dtype=torch.uint8, device=device, generator=gen),
-                      torch.full((-(-m // 256),), 0.01, device=device), torch.tensor(0.05, device=device))
+        else:
+            lin.codes = codes(n // 2)
+            lin.absmax = codes(-(-n // 64)), torch.full((-(-n // 2**14),), 0.01, device=device), torch.tensor(0.05, device=device)
     return model
 
 
@@ -1130,9 +1118,8 @@ def choose_plan(c, a, have, dtype_bytes):
 
 def print_plan(c, a, have, where, dtype_bytes, tflops=None):
     plan, checkpoint, fits = choose_plan(c, a, have, dtype_bytes)
-    N, E = n_params(c)
-    total = sum(plan.values())
-    say(f"weights: {N / 1e9:.2f}B in blocks + {E / 1e9:.2f}B embedding/head; trainable {n_lora(c, a):,} / {N + E:,} = {n_lora(c, a) / (N + E):.2%}")
+    (N, E), lora, total = n_params(c), n_lora(c, a), sum(plan.values())
+    say(f"weights: {N / 1e9:.2f}B in blocks + {E / 1e9:.2f}B embedding/head; trainable {lora:,} / {N + E:,} = {lora / (N + E):.2%}")
     say(f"micro-batch: {a.micro_tokens} packed tokens; step: {a.batch} rows; activation checkpointing {'on' if checkpoint else 'off'}")
     for k, v in plan.items():
         if v:
@@ -1140,17 +1127,17 @@ def print_plan(c, a, have, where, dtype_bytes, tflops=None):
     say(f"  {'predicted peak':34s} {total / 1e9:8.2f} GB of {have / 1e9:.0f} GB {where}: {'fits' if fits else 'DOES NOT FIT'}")
     if tflops:
         fl = flops_per_token(c, a.max_len, checkpoint)
-        say(f"  {fl / 1e9:.0f} GFLOP/token at length {a.max_len} / {tflops} TFLOP/s = {tflops * 1e12 / fl:,.0f} tokens/s at 100 %, {0.5 * tflops * 1e12 / fl:,.0f} at 50 % of peak")
+        tok = tflops * 1e12 / fl
+        say(f"  {fl / 1e9:.0f} GFLOP/token at length {a.max_len} / {tflops} TFLOP/s = {tok:,.0f} tokens/s at 100 %, {0.5 * tok:,.0f} at 50 % of peak")
     if not fits:
-        fixed = memory_plan(c, argparse.Namespace(**vars(a) | {"micro_tokens": 0}), dtype_bytes, True)
-        per_token = (sum(memory_plan(c, a, dtype_bytes, True).values()) - sum(fixed.values())) / a.micro_tokens
-        room = int((have - sum(fixed.values())) / per_token) if per_token else 0
+        at = lambda tokens: sum(memory_plan(c, argparse.Namespace(**vars(a) | {"micro_tokens": tokens}), dtype_bytes, True).values())
+        room = int((have - at(0)) / (at(a.micro_tokens) - at(0)) * a.micro_tokens)   # memory is linear in the tokens
         if room >= 256:
             say(f"  what fits: --checkpoint on --micro-tokens {room // 256 * 256}")
         else:
             least = [f"--bits 4 saves {N * (dtype_bytes - 0.516) / 1e9:.0f} GB"] if a.bits == 16 else []
-            least += [f"--rank {a.rank // 2} saves {8 * n_lora(c, a) / 1e9:.1f} GB"] if a.rank > 1 else []
-            say(f"  no micro-batch fits beside {sum(fixed.values()) / 1e9:.1f} GB of fixed parts: {'; '.join(least + ['a smaller --size or more memory'])}")
+            least += [f"--rank {a.rank // 2} saves {8 * lora / 1e9:.1f} GB"] if a.rank > 1 else []
+            say(f"  no micro-batch fits beside {at(0) / 1e9:.1f} GB of fixed parts: {'; '.join(least + ['a smaller --size or more memory'])}")
     return checkpoint, fits, total
 
 
@@ -1349,18 +1336,14 @@ def rate(flags, direction):
 
 def choice_items(chat, rows):
     """(context ids, choice ids) as lm-eval tokenises them: context + continuation at once, split at the context's length."""
-    items = []
-    for r in rows:
-        ctx = chat.ids(r["context"])
-        items.append((chat.start + ctx, [chat.ids(r["context"] + c)[len(ctx):] for c in r["continuations"]]))
-    return items
+    contexts = [chat.ids(r["context"]) for r in rows]
+    return [(chat.start + ctx, [chat.ids(r["context"] + c)[len(ctx):] for c in r["continuations"]]) for r, ctx in zip(rows, contexts)]
 
 
 def multiple_choice(model, chat, rows, scale=1.0, desc="quiz"):
     """rows {context, continuations, answer} -> evals.multiple_choice of their log-likelihoods."""
     items = choice_items(chat, rows)
-    order = sorted(range(len(items)), key=lambda i: len(items[i][0]))
-    logp = [None] * len(items)
+    order, logp = sorted(range(len(items)), key=lambda i: len(items[i][0])), [None] * len(items)
     with model.merged(scale), tqdm(total=len(items), desc=desc, unit="item", leave=False, disable=None) as bar:
         while order:
             n = max(1, min(24, 8192 // (4 * len(items[order[min(23, len(order) - 1)]][0]))))
@@ -1375,19 +1358,18 @@ def multiple_choice(model, chat, rows, scale=1.0, desc="quiz"):
 @torch.no_grad()
 def doc_nll(model, docs, a, scale=1.0):
     """[Doc] -> (nll sums, target counts), two arrays over documents."""
-    nll, count = np.zeros(len(docs)), np.zeros(len(docs))
+    nll, count, place = np.zeros(len(docs)), np.zeros(len(docs)), {id(d): i for i, d in enumerate(docs)}
     with model.merged(scale):
-        place = {id(d): i for i, d in enumerate(docs)}
         for group in micro_batches(docs, a.micro_tokens):
             p = pack(group, model.device)
             h = model.hidden(p.ids, p.pos, packed_attention(p))
-            owner = torch.repeat_interleave(torch.arange(len(group), device=h.device), (p.cu[1:] - p.cu[:-1]).long())
+            owner = torch.tensor([place[id(d)] for d in group for _ in d.ids], device=h.device)   # (S,)
             for t in p.weights.nonzero().squeeze(1).split(512):
                 loss = F.cross_entropy((h[t] @ model.head.T).float(), p.targets[t], reduction="none")
-                for i, d in enumerate(group):
+                for i in owner[t].unique().tolist():
                     mine = owner[t] == i
-                    nll[place[id(d)]] += loss[mine].sum().item()
-                    count[place[id(d)]] += mine.sum().item()
+                    nll[i] += loss[mine].sum().item()
+                    count[i] += mine.sum().item()
     return nll, count
 
 
@@ -1422,8 +1404,7 @@ def load_suites(a):
             if r["label"] not in ("forbidden", "allowed"):
                 die(f"{r['_at']}: field 'label': expected forbidden or allowed, got {r['label']!r}")
         for label in ("forbidden", "allowed"):   # XSTest has both; they are never pooled
-            part = [r for r in rows if r["label"] == label]
-            if part:
+            if part := [r for r in rows if r["label"] == label]:
                 prompts[name if len(part) == len(rows) else f"{name}-{label}"] = part[:limit]
     if not prompts:
         die("no benchmark is prepared; run for instance: python data/advbench/prepare.py && python data/xstest/prepare.py")
@@ -1485,7 +1466,7 @@ def evaluate(x, stage, scale=1.0, small=False):
             results[f"{name}/{m}"] = rate(got[k], "higher is better")
     if held and not small:
         docs = encode_rows(x.chat, held, a.max_len)
-        got = once("nll", [d.ids for d in docs], lambda: dict(zip(("nll", "count"), (v.tolist() for v in doc_nll(x.model, docs, a, scale)))))
+        got = once("nll", [d.ids for d in docs], lambda: {k: v.tolist() for k, v in zip(("nll", "count"), doc_nll(x.model, docs, a, scale))})
         nll, count = np.array(got["nll"]), np.array(got["count"])
         boot = np.random.default_rng(0).integers(0, len(docs), (2000, len(docs)))   # documents are drawn whole
         ci = np.percentile(np.exp(nll[boot].sum(1) / count[boot].sum(1)), [2.5, 97.5]).tolist()
@@ -1499,14 +1480,12 @@ def paired(before, after):
     """McNemar for verdicts, paired bootstrap for means; same items in the same order."""
     out = {}
     for k in before:
-        b, c = before[k], after[k]
+        both = [(b, c) for b, c in zip(before[k], after[k]) if b is not None and c is not None]
         if k == "perplexity":
-            d, lo, hi = evals.paired_bootstrap(b, c, seed=0)
-            out[k] = {"test": "paired bootstrap of mean nll per token", "diff": d, "ci95": [lo, hi], "n": len(b)}
-        else:
-            both = [(x, y) for x, y in zip(b, c) if x is not None and y is not None]
-            if both:
-                out[k] = {"test": "McNemar exact"} | evals.mcnemar([x for x, _ in both], [y for _, y in both])
+            d, lo, hi = evals.paired_bootstrap(before[k], after[k], seed=0)
+            out[k] = {"test": "paired bootstrap of mean nll per token", "diff": d, "ci95": [lo, hi], "n": len(both)}
+        elif both:
+            out[k] = {"test": "McNemar exact"} | evals.mcnemar(*zip(*both))
     return out
 
 
@@ -1702,7 +1681,7 @@ def total_memory(a):
         return GPUS[a.gpu][0] * 1e9
     if a.device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
-    return free_memory("cpu") + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return free_memory("cpu") + peak_gb("cpu") * 1e9
 
 
 def check_folder(folder, a, seed, c, docs):
@@ -1857,11 +1836,8 @@ def main():
     folders = {s: a.out / "lora_undo" / f"{stem}-seed{s}" for s in range(a.seeds)} if a.seeds > 1 else {a.seed: a.out / "lora_undo" / a.run}
     for s, folder in folders.items():
         check_folder(folder, a, s, c, docs)
-    try:
-        for folder in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        die(f"--out {a.out}: cannot write there ({e.strerror})")
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
 
     model = load_model(source, a, a.device, dtype)
     model.checkpoint = checkpoint
