@@ -92,7 +92,10 @@ def write(path, save):
     os.replace(tmp, path)
 
 def write_json(path, obj):
-    write(path, lambda tmp: tmp.write_text(json.dumps(obj, indent=1) + "\n"))
+    """whole file or nothing: temporary name, then rename."""
+    tmp = path.with_name(f".{path.name}.tmp")
+    tmp.write_text(json.dumps(obj, indent=1) + "\n")
+    os.replace(tmp, path)
 
 def write_jsonl(path, rows):
     write(path, lambda tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in rows)))
@@ -231,11 +234,10 @@ def read_jsonl(path, fields):
         except (ValueError, RecursionError) as e:
             die(f"{path}:{n}: not a JSON object in UTF-8 ({e})")
         for key, kind in fields.items():
-            got = row.get(key) if isinstance(row, dict) else None
-            if not isinstance(got, kind):
-                die(f"{path}:{n}: field {key!r}: expected {kind.__name__}, got {type(got).__name__ if isinstance(row, dict) else 'no object'}")
+            if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+                die(f"{path}:{n}: field {key!r}: expected {kind.__name__}, got {type(row.get(key)).__name__ if isinstance(row, dict) else 'no object'}")
             try:
-                json.dumps(got, ensure_ascii=False).encode()
+                json.dumps(row[key], ensure_ascii=False).encode()
             except UnicodeEncodeError:
                 die(f"{path}:{n}: field {key!r}: half a surrogate pair is not text")
         rows.append(row | {"_at": f"{path}:{n}"})
@@ -855,10 +857,11 @@ def read_tensor(e):
 
 def find_model(name):
     """a folder, or a hub id that is downloaded (and needs the licence accepted for Llama 2)."""
-    folder = Path(name)
-    if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            die(f"--model {name}: no such folder")
+    if Path(name).is_dir():
+        folder = Path(name)
+    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+        die(f"--model {name}: no such folder")
+    else:
         from huggingface_hub import snapshot_download
         try:
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
