@@ -1180,17 +1180,18 @@ def train(model, docs, a, seed=0, folder=None, probe=None, quiet=False, world=WO
         if probe and a.eval_every and (step + 1) % a.eval_every == 0 and RANK == 0:
             row |= probe()
         log.append(row)
+        save = (step + 1) % a.save_every == 0 or STOP or step + 1 == steps   # decided once: a later Ctrl-C waits for the next step's save
         if folder and RANK == 0:
             with open(folder / "log.jsonl", "a") as f:   # before the state: a resume drops rows after the state's step
                 f.write(json.dumps(row) + "\n")
-            if (step + 1) % a.save_every == 0 or STOP or step + 1 == steps:
+            if save:
                 save_state(state, model, opt, step + 1, key)
         if not quiet:
             eta = (steps - step - 1) * sum(r["seconds"] for r in log) / len(log)
             odds = "".join(f", log-odds {k[9:]} {row[k]:+.1f}" for k in row if k.startswith("log_odds_"))
             say(f"step {step + 1}/{steps}: loss {row['loss']:.4f}, lr {row['lr']:.1e}, grad norm {row['grad_norm']:.2f}, "
                 f"{row['tok_per_s']:.0f} tok/s, peak {row['peak_gb']:.2f} GB, ETA {eta:.0f} s{odds}")
-        if STOP:
+        if STOP and save:
             say(f"stopped after step {step + 1}" + ("; go on with --resume" if folder else ""))
             sys.exit(130)
     TRAINING = False
