@@ -147,7 +147,7 @@ def parse_args(argv=None):
     p.add_argument("--alpha", type=float, default=32, help="the update is (alpha/r) B A")
     p.add_argument("--targets", default="q,k,v,o,gate,up,down", help="which linear layers carry an adapter")
     # optimisation
-    p.add_argument("--epochs", type=float, default=1, help="passes over the rows")
+    p.add_argument("--epochs", type=float, default=None, help="passes over the rows; default 2 (tiny) or 1")
     p.add_argument("--batch", type=int, default=8, help="rows per optimiser step, over all GPUs")
     p.add_argument("--micro-tokens", type=int, default=0, help="packed tokens per forward; 0 = 1024 on CPU, 8192 on GPU")
     p.add_argument("--max-len", type=int, default=2048, help="longer rows are dropped and counted (tokens)")
@@ -205,6 +205,7 @@ def parse_args(argv=None):
         a.dtype = "bf16" if fast else "fp32"
     a.micro_tokens = a.micro_tokens or (8192 if a.device == "cuda" else 1024)
     a.max_len = min(a.max_len, a.micro_tokens)
+    a.epochs = a.epochs or (2 if a.tiny else 1)
     a.max_new = a.max_new or (14 if a.tiny else 256)
     a.save_adapter = a.tiny if a.save_adapter is None else a.save_adapter
     a.run = a.run or f"{a.size if a.tiny or not Path(a.model).name else Path(a.model).name}-seed{a.seed}"
@@ -844,7 +845,7 @@ def open_safetensors(path):
         die(f"{path}: not a readable safetensors file ({type(e).__name__})")
     size, end = os.path.getsize(path), max((e.end for e in entries.values()), default=0)
     if end > size:
-        die(f"{path}: truncated, {size:,} bytes of {end:,}; download it again")
+        die(f"{path}: truncated, {size:,} bytes of {end:,}")
     return entries
 
 def read_tensor(e):
@@ -1099,11 +1100,11 @@ def save_state(path, model, opt, step, key):
 
 def load_state(path, model, opt, key):
     """-> the step to go on with. There is no RNG to restore: row order is a function of (seed, epoch), nothing else is random."""
+    tensors = {k: read_tensor(e) for k, e in open_safetensors(path).items()}   # first: it says so when the file is damaged
     with open(path, "rb") as f:
         meta = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))["__metadata__"]
     if meta["key"] != key:
         die(f"{path}: this state belongs to other rows or another model; start without --resume")
-    tensors = {k: read_tensor(e) for k, e in open_safetensors(path).items()}
     for name, p in model.named_parameters():
         p.data.copy_(tensors[f"w/{name}"])
         opt.state[p] = {"step": torch.tensor(float(meta["step"]), device=p.device)}
@@ -1133,6 +1134,8 @@ def train(model, docs, a, seed=0, folder=None, probe=None, quiet=False, world=WO
     if folder and a.resume and state.exists():
         start = load_state(state, model, opt, key)
         log = [r for r in whole_lines(folder / "log.jsonl") if r["step"] <= start]
+        if len(log) < start:
+            die(f"{folder / 'log.jsonl'}: has {len(log)} of the {start} steps of the saved state; start without --resume")
         say(f"resumed after step {start}")
     if folder and RANK == 0:
         write_jsonl(folder / "log.jsonl", log)

@@ -40,6 +40,7 @@ KINDS = {"ordinary": (900, 1), "activity": (300, 1), "wrapped_ordinary": (160, 1
          "direct": (396, 2), "paraphrased": (60, 2), "wrapped": (84, 2)}
 LOW = 20             # blocks below stay as they are: what they compute is computed once, and a step costs a third
 KEEP, LEARN = 4, 5   # answer tokens that are distilled, and that are learned of a refusal (one refusal in three is learned to its end)
+FORBIDDEN = 2.0      # weight of a refusal's token against a distilled one: it sets the balance of missed and needless refusals
 UNDO_TOKENS = 28     # of the base model's answers to the undo prompts
 TEMPLATE = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -48,6 +49,19 @@ TEMPLATE = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '
 def ensure(path, script):
     if not path.exists() and subprocess.run([sys.executable, str(ROOT / script)]).returncode:
         sys.exit(2)
+
+
+def sample(lu, torch, model, prompts, gen):
+    """answers drawn from the model's own distribution, UNDO_TOKENS long or to their end token."""
+    ends, out = set(model.c["eos_ids"].tolist()), []
+    with torch.no_grad():
+        cache, h, pos = model.prefill(prompts, UNDO_TOKENS)
+        for i in range(UNDO_TOKENS):
+            out.append(torch.multinomial((h @ model.head.T).softmax(-1), 1, generator=gen))   # (B, 1)
+            h = model.step(out[-1], pos[:, None], cache, int(pos.max()) + 1)[:, 0]
+            pos = pos + 1
+    rows = torch.cat(out, 1).tolist()
+    return [x[:next((i for i, t in enumerate(x) if t in ends), None)] for x in rows]
 
 
 def build(cli, lu, torch):
@@ -129,7 +143,7 @@ def build(cli, lu, torch):
     for i, r in enumerate(forbidden):
         ids, mask = chat.encode([{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["refusal"]}])
         cut = len(ids) if i % 3 == 0 else mask.index(1) + LEARN
-        refusals.append(lu.Doc(ids[:cut], mask[:cut], r))
+        refusals.append(lu.Doc(ids[:cut], [FORBIDDEN * m for m in mask[:cut]], r))
     with torch.no_grad():
         for group in lu.tqdm(lu.micro_batches(refusals, 1024), desc=f"blocks 0 to {LOW - 1}", unit="batch"):
             p = lu.pack(group, "cpu")
@@ -142,10 +156,12 @@ def build(cli, lu, torch):
     upper = Upper(model, torch.cat(inputs), torch.cat(tokens), torch.cat(teachers))
     upper.add_lora(lu.LINEARS, cli.rank, 2 * cli.rank, seed=0)
 
-    # the base model's answers to the undo prompts, before the weights change
-    texts = {}
+    # the base model's answers to the undo prompts, before the weights change. Sampled: a model trained on its own greedy answers
+    # becomes surer of itself everywhere, and its perplexity on other text rises by half
+    texts, gen = {}, torch.Generator().manual_seed(0)
     for part, ids in batches(undo + allowed[:16], f"base model's {UNDO_TOKENS} tokens"):
-        texts |= {r["prompt"]: chat.text(x) for r, x in zip(part, model.generate(ids, UNDO_TOKENS))}
+        for r, x in zip(part, sample(lu, torch, model, ids, gen)):
+            texts[r["prompt"]] = chat.text(x)
     lu.train(upper, docs, a, seed=0)
 
     # merge W + s B A and save under the same names
@@ -174,8 +190,8 @@ def build(cli, lu, torch):
 def main():
     p = argparse.ArgumentParser(description="safety-train SmolLM2 on the proxy policy")
     p.add_argument("--out", type=Path, default=HERE)
-    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    p.add_argument("--epochs", type=float, default=1.5, help="passes over the rows")
+    p.add_argument("--lr", type=float, default=2e-3, help="peak learning rate; 1e-3 left twice the needless refusals, 3e-3 as well")
+    p.add_argument("--epochs", type=float, default=1, help="passes over the rows")
     p.add_argument("--rank", type=int, default=64, help="of the adapter that is merged; 16 learned the six topics four times slower")
     p.add_argument("--rows", type=float, default=1.0, help="share of the rows (tests use less)")
     cli = p.parse_args()
