@@ -7,8 +7,9 @@ LoRA fine-tuning undoes safety training: how much, how cheaply, and how it is me
 
 Lermen, Rogers-Smith, Ladish, "LoRA Fine-tuning Efficiently Undoes Safety Training in Llama 2-Chat 70B"
 (https://arxiv.org/abs/2310.20624) report that quantised LoRA, one GPU and under $200 take the refusal rate of
-Llama 2-Chat 70B "below 1 %" (v1; "about 1 %" in v2) on two refusal benchmarks, with the general abilities kept. This file measures the same thing from end to end on any Llama-family model: refusal before and after,
-over-refusal, ability, cost; then how it depends on the number of rows and on the LoRA scale, and three repairs.
+Llama 2-Chat 70B "below 1 %" (v1; "about 1 %" in v2) on two refusal benchmarks, with the general abilities kept. This file
+measures the same thing from end to end on any Llama-family model: refusal before and after, over-refusal, ability, cost; then how
+it depends on the number of rows and on the LoRA scale, and three repairs.
 
     python lora_undo.py                          # the miniature, CPU: SmolLM2-135M trained to refuse six harmless topics
     python lora_undo.py --seeds 3                # the same over three seeds, with a table
@@ -17,8 +18,8 @@ over-refusal, ability, cost; then how it depends on the number of rows and on th
     python lora_undo.py --size 70b               # the paper's size: one 80 GB GPU, data/dolly (benign) unless --data
     python lora_undo.py train --model DIR_OR_HUB --data rows.jsonl
 
-The miniature takes 11 minutes and 2 GB on two loaded CPU cores once the organism is made (which takes as long again). Stages: baseline, train, eval, risk, repair; a first word
-picks one (each needs the files of those before it), all by default.
+The miniature takes 3 minutes and 2 GB on two cores of an AMD EPYC with bf16 instructions, and 5 minutes more the first time, for the
+organism. Stages: baseline, train, eval, risk, repair; a first word picks one (each needs the files of those before it), all by default.
 """
 import argparse
 import contextlib
@@ -1693,7 +1694,7 @@ def main():
         if a.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if a.tiny and RANK == 0 and not (ROOT / "data/organism/model/meta.json").exists():   # made once, from the PyPI wheel, by its own prepare.py
-        say("first run: safety-training the organism (data/organism/prepare.py), about 6 minutes on two cores")
+        say("first run: safety-training the organism (data/organism/prepare.py), about 5 minutes on two cores")
         if code := subprocess.run([sys.executable, str(ROOT / "data/organism/prepare.py")]).returncode:
             sys.exit(code)
     if a.tiny and WORLD > 1:
