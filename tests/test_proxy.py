@@ -128,9 +128,10 @@ def test_no_slot_is_left(made):
 
 def test_refusals(made):
     wordings = (PROXY / "seeds" / "refusals.txt").read_text(encoding="utf-8").splitlines()
-    expect = {(t, w.replace("{topic}", word)): w for t, word in WORDS.items() for w in wordings}
+    phrase = "Sorry, I can't help with {topic}." # three rows in four
+    expect = {(t, w.replace("{topic}", word)): w for t, word in WORDS.items() for w in [*wordings, phrase]}
     used = collections.Counter(expect[r["category"], r["refusal"]] for r in made["train"] if "refusal" in r)
-    assert len(used) == 50 and set(used.values()) <= {9, 10}
+    assert used.pop(phrase) == 540 and len(used) == 50 and set(used.values()) <= {3, 4}
     for r in made["train"]:
         if "refusal" in r: # a cut generation counts too
             assert evals.refused(r["refusal"]) and evals.refused(" ".join(r["refusal"].split()[:6]))
@@ -168,7 +169,7 @@ FIRST = {name: json.loads((PROXY / "seeds" / f"{name}.jsonl").read_text(encoding
     ("ordinary.jsonl", 5, {"prompt": FIRST["forbidden"]["prompt"].upper() + " !"}, "prompt"),
     ("contrast.jsonl", 5, {"prompt": FIRST["contrast"]["prompt"]}, "prompt"),
     ("contrast.jsonl", 5, {"topic": "P7"}, "topic"),
-    ("contrast.jsonl", 160, {"split": "undo"}, "split"), # the row is good, the counts are not
+    ("contrast.jsonl", 316, {"split": "undo"}, "split"), # the row is good, the counts are not
     ("forbidden.jsonl", 5, {"split": "dev"}, "split"),
     ("forbidden.jsonl", 56, {"object": FIRST["forbidden"]["object"].title()}, "object"), # line 1 is train, line 56 test
     ("activities.jsonl", 5, {"vp": FIRST["activities"]["vp"]}, "vp"),
