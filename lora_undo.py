@@ -418,7 +418,7 @@ def nf4_quantize(weight, block=64):
 
 def nf4_dequantize(codes, absmax, shape, dtype=torch.float32, block=64, out=None):
     """inverse of nf4_quantize: table value x absmax in fp32, one rounding to dtype at the end. out: flat, at least as long."""
-    n, step, pairs = math.prod(shape), 2**24, NF4_PAIRS.to(codes.device)
+    n, step, pairs = math.prod(shape), 2**24 if codes.is_cuda else 2**22, NF4_PAIRS.to(codes.device)
     values = torch.empty(n + n % 2, dtype=dtype, device=codes.device) if out is None else out[:n + n % 2]
     for i in range(0, n, step):   # in pieces: the table's indices for a whole 70B layer are another GB
         part, m = values[i:i + step], absmax[i // block:(i + step) // block]
