@@ -1017,11 +1017,14 @@ class Local:
     def length(self, r):
         return len(self.encode(r)) + r.max_new
 
-    def plan(self, items, length):
-        """indices in batches: by length, within the budget. Planned over all items, also cached ones, so that a resumed run has the same batches."""
+    def plan(self, items, length, tight=False):
+        """indices in batches: by length, within the budget. Planned over all items, also cached ones, so that a resumed run has the same batches.
+        tight: one pass and no more, so padding is what costs; from 256 tokens on a batch ends where rows get 1/8 longer."""
         sizes, out = [length(i) for i in items], []
         for i in sorted(range(len(items)), key=lambda i: (sizes[i], i)):
-            if out and len(out[-1]) < self.a.batch and (len(out[-1]) + 1) * sizes[i] <= self.budget and (self.plain or sizes[out[-1][0]] == sizes[i]):
+            if tight and out and sum(sizes[k] for k in out[-1]) >= 256 and sizes[i] > 1.125 * sizes[out[-1][0]]:
+                out.append([i])
+            elif out and len(out[-1]) < self.a.batch and (len(out[-1]) + 1) * sizes[i] <= self.budget and (self.plain or sizes[out[-1][0]] == sizes[i]):
                 out[-1].append(i)
             else:
                 out.append([i])
@@ -1135,24 +1138,22 @@ class Local:
     def _tree(self, pairs):
         contexts = [c for c, _ in pairs]
         P, B = self.common(contexts), len(pairs)
-        L = max(map(len, contexts)) - P                                    # contexts end in one column
-        S = L + max(sum(max(0, len(o) - 1) for o in options) for _, options in pairs)
+        S = max(len(c) - P + sum(max(0, len(o) - 1) for o in options) for c, options in pairs)
         x = torch.zeros(B, S, dtype=torch.long)
         position = torch.zeros(B, S, dtype=torch.long)
         see = torch.zeros(B, S, P + S, dtype=torch.bool)
         see[:, :, :P] = True
         where, target, owner, causal = [], [], [], torch.ones(S, S).tril().bool()
-        for i, (c, options) in enumerate(pairs):
-            a = P + L - len(c)                                             # first column of the context after the prefix
-            x[i, a:L] = torch.tensor(c[P:])
-            position[i, a:L] = torch.arange(P, len(c))
-            see[i, a:L, P + a:P + L] = causal[:L - a, :L - a]
-            at = L
+        for i, (c, options) in enumerate(pairs):                           # a row: [rest of the context][choice 1][choice 2] .. [padding]
+            at = L = len(c) - P
+            x[i, :L] = torch.tensor(c[P:])
+            position[i, :L] = torch.arange(P, len(c))
+            see[i, :L, P:P + L] = causal[:L, :L]
             for j, o in enumerate(options):
                 n = max(0, len(o) - 1)                                     # the last token of a choice predicts nothing
                 x[i, at:at + n] = torch.tensor(o[:n], dtype=torch.long)
                 position[i, at:at + n] = torch.arange(len(c), len(c) + n)
-                see[i, at:at + n, P + a:P + L] = True
+                see[i, at:at + n, P:P + L] = True
                 see[i, at:at + n, P + at:P + at + n] = causal[:n, :n]
                 where += [i * S + k for k in [L - 1, *range(at, at + n)][:len(o)]]
                 target += o
@@ -1211,7 +1212,7 @@ class Endpoint:
         return {"model": self.name, "id": self.id, "endpoint": self.url, "requests": self.counts["request"], "retries": self.counts["retry"],
                 "tokens in": self.usage["prompt_tokens"], "tokens out": self.usage["completion_tokens"]}
 
-    def plan(self, items, length):
+    def plan(self, items, length, tight=False):
         return [list(range(len(items)))]
 
     def length(self, r):
@@ -1467,7 +1468,7 @@ def collect(x, model, suite, items):
     if as_choices := suite.kind == "choices" and model.logprobs:
         pairs = {k.request.key: model.encode_choices(suite.context(k.item), suite.options(k.item)) for k in firsts}
         size = lambda k: len(pairs[k.request.key][0]) + sum(map(len, pairs[k.request.key][1]))
-        groups = [[part[i] for i in g] for part in by_preamble(firsts) for g in model.plan(part, size)]
+        groups = [[part[i] for i in g] for part in by_preamble(firsts) for g in model.plan(part, size, tight=True)]
     else:
         groups = [[firsts[i] for i in g] for g in model.plan([k.request for k in firsts], model.length)]
     with tqdm(total=len(firsts), desc=f"{getattr(model, 'label', '')} {suite.name}", unit="item", leave=False, disable=None, smoothing=0.1) as bar:

@@ -52,7 +52,7 @@ def ours(a):
             parts.setdefault(preamble, []).append(i)
         out = [None] * len(rows)
         for part in parts.values():
-            for g in model.plan(part, lambda i: len(pairs[i][0]) + sum(map(len, pairs[i][1]))):
+            for g in model.plan(part, lambda i: len(pairs[i][0]) + sum(map(len, pairs[i][1])), tight=True):
                 for i, lp in zip(g, model.logprobs_of([pairs[part[k]] for k in g])):
                     out[part[i]] = lp
         return out
