@@ -1042,10 +1042,12 @@ class Local:
             cache.update(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1), i)
         return cache
 
-    def common(self, rows):
-        """length of the token prefix that all rows share, one short of the shortest; 0 where a pass of its own does not pay."""
-        if len(rows) < 2 or not self.share:
+    def common(self, rows, preamble=None):
+        """length of the token prefix that all rows share, one short of the shortest; 0 where a pass of its own does not pay.
+        With the ids of a preamble never longer than these, so that every batch with the same examples has the same prefix."""
+        if len(rows) < 2 and not preamble or not self.share:
             return 0
+        rows = rows + [preamble + [-1]] if preamble else rows
         lo, hi = min(rows), max(rows)   # the two that differ first, in the order of lists
         n = next((i for i, (x, y) in enumerate(zip(lo, hi)) if x != y), min(len(lo), len(hi)))
         n = min(n, min(map(len, rows)) - 1)
@@ -1127,17 +1129,17 @@ class Local:
         ids = self.tok(context).input_ids
         return ids, [t[len(ids):] for t in self.tok([context + o for o in options]).input_ids]
 
-    def logprobs_of(self, pairs):
-        """[(context ids, [choice ids])] -> [[sum of log p(choice | context)]]. One row an item: the context once, then all choices,
+    def logprobs_of(self, pairs, preamble=""):
+        """[(context ids, [choice ids])] -> [[sum of log p(choice | context)]]; preamble: the text that all contexts begin with. One row an item: the context once, then all choices,
         which see the context and themselves but not each other; positions as if each stood alone."""
         with torch.inference_mode():
             if not self.plain or any(len(c) + max(map(len, o)) - 1 > self.window for c, o in pairs):
                 return [self._one_by_one(c, o) for c, o in pairs]
-            return self._tree(pairs)
+            return self._tree(pairs, self.tok(preamble.rstrip()).input_ids if preamble else None)
 
-    def _tree(self, pairs):
+    def _tree(self, pairs, preamble):
         contexts = [c for c, _ in pairs]
-        P, B = self.common(contexts), len(pairs)
+        P, B = self.common(contexts, preamble), len(pairs)
         S = max(len(c) - P + sum(max(0, len(o) - 1) for o in options) for c, options in pairs)
         x = torch.zeros(B, S, dtype=torch.long)
         position = torch.zeros(B, S, dtype=torch.long)
@@ -1467,8 +1469,11 @@ def collect(x, model, suite, items):
     rows, failed, generated, started = {}, {}, 0, time.monotonic()
     if as_choices := suite.kind == "choices" and model.logprobs:
         pairs = {k.request.key: model.encode_choices(suite.context(k.item), suite.options(k.item)) for k in firsts}
-        size = lambda k: len(pairs[k.request.key][0]) + sum(map(len, pairs[k.request.key][1]))
-        groups = [[part[i] for i in g] for part in by_preamble(firsts) for g in model.plan(part, size, tight=True)]
+        groups = []
+        for preamble, part in by_preamble(firsts).items():
+            base = len(model.tok(preamble).input_ids)
+            size = lambda k: len(pairs[k.request.key][0]) - base + sum(map(len, pairs[k.request.key][1]))   # what is left to compute
+            groups += [[part[i] for i in g] for g in model.plan(part, size, tight=True)]
     else:
         groups = [[firsts[i] for i in g] for g in model.plan([k.request for k in firsts], model.length)]
     with tqdm(total=len(firsts), desc=f"{getattr(model, 'label', '')} {suite.name}", unit="item", leave=False, disable=None, smoothing=0.1) as bar:
@@ -1486,7 +1491,7 @@ def collect(x, model, suite, items):
                     continue
                 if model.logprobs:
                     if as_choices:
-                        logp = model.logprobs_of([pairs[k.request.key] for k in todo])
+                        logp = model.logprobs_of([pairs[k.request.key] for k in todo], todo[0].item.get("preamble", ""))
                         new = finish([(k, Reply(None, "ok", 0, None, lp), []) for k, lp in zip(todo, logp)])
                     else:
                         replies = model.answer([k.request for k in todo])
@@ -1543,7 +1548,7 @@ def by_preamble(asks):
     parts = {}
     for k in asks:
         parts.setdefault(k.item.get("preamble", ""), []).append(k)
-    return parts.values()
+    return parts
 
 
 # -----------------------------------------------------------------------------

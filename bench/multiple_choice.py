@@ -51,9 +51,10 @@ def ours(a):
         for i, (_, _, preamble) in enumerate(rows):
             parts.setdefault(preamble, []).append(i)
         out = [None] * len(rows)
-        for part in parts.values():
-            for g in model.plan(part, lambda i: len(pairs[i][0]) + sum(map(len, pairs[i][1])), tight=True):
-                for i, lp in zip(g, model.logprobs_of([pairs[part[k]] for k in g])):
+        for preamble, part in parts.items():
+            base = len(model.tok(preamble).input_ids)
+            for g in model.plan(part, lambda i: len(pairs[i][0]) - base + sum(map(len, pairs[i][1])), tight=True):
+                for i, lp in zip(g, model.logprobs_of([pairs[part[k]] for k in g], preamble)):
                     out[part[i]] = lp
         return out
     return ask, f"holistic.py, torch {H.torch.__version__}"
@@ -146,7 +147,7 @@ def main():
     p.add_argument("--model", default=str(ROOT / "data/smollm2/model"), help="Hugging Face folder")
     p.add_argument("--data", type=Path, default=ROOT / "data", help="folder with quiz/, mmlu/, arc/, hellaswag/")
     p.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="which of them, where prepared")
-    p.add_argument("--items", type=int, default=40, help="items a set, stratified by category")
+    p.add_argument("--items", type=int, default=40, help="items a set, stratified by category; of MMLU the first")
     p.add_argument("--peer-python", default=sys.executable, help="interpreter that has lm-eval")
     p.add_argument("--peer-batch", nargs="+", type=int, default=[1, 8, 32], help="batch sizes tried for lm-eval; the fastest is used")
     p.add_argument("--pairs", type=int, default=3, help="timed pairs ours, peer")
@@ -168,7 +169,8 @@ def main():
             if H.why_not(suite, flags):
                 print(f"{suite.name}: {H.why_not(suite, flags)}")
                 continue
-            sets[suite.name] = suite, H.stratified(suite.items(flags), a.items, 0)
+            items = suite.items(flags)   # MMLU in its own order: a whole run has 246 questions a subject, whose examples are computed once
+            sets[suite.name] = suite, items[:a.items] if suite.name == "mmlu" else H.stratified(items, a.items, 0)
     if not sets:
         die(f"nothing is prepared under {a.data}")
     us, them = Side("ours", sys.executable, a), Side("peer", a.peer_python, a)

@@ -332,7 +332,9 @@ def test_log_likelihoods_equal_one_pass_a_choice(local, preamble):
     got = local.logprobs_of(pairs)
     for (c, options), logp in zip(items, got):
         assert logp == pytest.approx([naive(local, c, o) for o in options], abs=2e-4), c[-20:]
+    assert local.logprobs_of(pairs, preamble) == [pytest.approx(v, abs=2e-4) for v in got]
     assert (local.common([c for c, _ in pairs]) > 100) == bool(preamble)   # the shared prefix was really taken once
+    assert not preamble or local.logprobs_of(pairs[:1], preamble)[0] == pytest.approx(got[0], abs=2e-4) and 100 < len(local.memo[0]) < len(local.tok(preamble).input_ids)
     alone = [local.logprobs_of([p])[0] for p in pairs]
     assert [x for v in got for x in v] == pytest.approx([x for v in alone for x in v], abs=2e-4)
 
