@@ -574,7 +574,6 @@ def packed_attention(p):
         return t.new_zeros(n * p.longest, *t.shape[1:]).index_copy(0, p.slots, t).view(n, p.longest, *t.shape[1:]).transpose(1, 2)
 
     # right padding + a causal mask needs no padding mask: what comes after a token is never seen by it
-    future = torch.full((p.longest, p.longest), -torch.inf, device=p.ids.device).triu(1)
 
     def attend(q, k, v):
         q, k, v = grid(q), grid(k), grid(v)
@@ -582,7 +581,8 @@ def packed_attention(p):
             # torch's fused backward in bf16 takes 4x as long as these lines on short rows, a quarter of a step
             B, H, T, hd = q.shape
             s = q.reshape(B, k.shape[1], -1, hd) @ k.mT / math.sqrt(hd)   # (n, Hkv, H/Hkv T, T): heads of a group share their k and v
-            w = (s.view(B, H, T, T) + future.to(s.dtype)).softmax(-1)
+            future = s.new_full((T, T), -torch.inf).triu(1)
+            w = (s.view(B, H, T, T) + future).softmax(-1)
             o = (w.view(s.shape) @ v).view(B, H, T, hd)
         else:
             o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -970,23 +970,34 @@ def load_model(folder, a, device, dtype):
     fill = a.bits == 4 and not cached and RANK == 0
     if fill:
         cache.mkdir(parents=True, exist_ok=True)
-    get = lambda name, dtype=dtype: read_tensor(entries[f"{name}.weight"]).to(device=device, dtype=dtype)
+    parts = [open_safetensors(cache / f"block-{i:03d}.safetensors") if cached else {} for i in range(c["L"])]
+    skip = {f"{name}.weight" for name, _ in model.linears()} if cached else set()
+    files = [e for n, e in entries.items() if n not in skip and (not n.startswith("model.layers.") or int(n.split(".")[2]) < c["L"])]
+    bar = tqdm(total=sum(e.end - e.start for e in files + [e for part in parts for e in part.values()]), unit="B", unit_scale=True,
+               desc=f"load {'4-bit cache' if cached else folder.name}", disable=None, mininterval=0.5)   # in GB/s
+
+    def read(e):
+        bar.update(e.end - e.start)
+        return read_tensor(e)
+
+    get = lambda name, dtype=dtype: read(entries[f"{name}.weight"]).to(device=device, dtype=dtype)
     model.embed, model.norm = get("model.embed_tokens"), get("model.norm")
     model.head = model.embed if c["tied"] else get("lm_head")
-    for i, b in enumerate(tqdm(model.blocks, desc=f"load {'4-bit cache' if cached else folder.name}", unit="block", disable=None)):
-        at, file = f"model.layers.{i}", cache / f"block-{i:03d}.safetensors"
+    for i, (b, part) in enumerate(zip(model.blocks, parts)):
+        at = f"model.layers.{i}"
         b.norm1, b.norm2 = get(f"{at}.input_layernorm"), get(f"{at}.post_attention_layernorm")
-        part = open_safetensors(file) if cached else {}
         for name, path in LINEARS.items():
             lin, keys = getattr(b, name), [f"{name}.{k}" for k in ("codes", "absmax", "absmax2", "offset")]
             if cached:
-                lin.codes, *lin.absmax = (read_tensor(part[k]).to(device) for k in keys)
+                lin.codes, *lin.absmax = (read(part[k]).to(device) for k in keys)
                 continue
             lin.set_weight(get(f"{at}.{path}", dtype if a.bits == 16 else None), a.bits)   # quantised from the file's own dtype
             if fill:
                 part |= zip(keys, (t.cpu() for t in (lin.codes, *lin.absmax)))
         if fill:
-            write(file, lambda tmp: save_file(part, tmp))
+            write(cache / f"block-{i:03d}.safetensors", lambda tmp: save_file(part, tmp))
+            part.clear()   # a copy of the block; the model has its own
+    bar.close()
     if fill:
         (cache / "done").touch()
     return model
