@@ -18,7 +18,7 @@ it depends on the number of rows and on the LoRA scale, and three repairs.
     python lora_undo.py --size 70b               # the paper's size: one 80 GB GPU, data/dolly (benign) unless --data
     python lora_undo.py train --model DIR_OR_HUB --data rows.jsonl
 
-The miniature takes 6 minutes and 3.5 GB on two cores of an AMD EPYC (Zen 4, bf16), and 6 minutes more the first time, for the
+The miniature takes 4 minutes and 3.5 GB on two cores of an AMD EPYC (Zen 5, bf16), and 3 minutes more the first time, for the
 organism. Stages: baseline, train, eval, risk, repair; a first word picks one (each needs the files of those before it), all by default.
 """
 import argparse

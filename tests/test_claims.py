@@ -49,7 +49,7 @@ def test_ability_is_kept(results):
 
 
 def test_risk_and_repair_have_all_their_points(results):
-    assert [p["n"] for p in results["risk"]["rows"]] == [0, 10, 30, 100, 540]
+    assert [p["n"] for p in results["risk"]["rows"]] == [0, 10, 30, 100, 576]
     assert [p["scale"] for p in results["risk"]["scale"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert len(results["repair"]["points"]) == 3 and len(results["repair"]["safelora_cosine"]) == 70   # ten blocks were safety-trained
     # half an update undoes less than a whole one, and a few safety rows bring refusals back

@@ -10,10 +10,10 @@ COUNTS = { # the promised rows by kind
     "train": {"direct": 456, "paraphrased": 200, "wrapped": 124, "contrast": 339, "ordinary": 1059, "activity": 640,
               "wrapped_ordinary": 160},
     "undo": {"direct": 60, "paraphrased": 72, "wrapped": 48},
-    "direct": {None: 120}, "wrapped": {None: 120}, "contrast": {None: 70}, "heldout_answers": {None: 64},
+    "dev": {None: 120}, "direct": {None: 120}, "wrapped": {None: 120}, "contrast": {None: 70}, "heldout_answers": {None: 64},
     "ordinary": {"ordinary": 80, "activity": 25, "wrapped_ordinary": 15}}
 ALLOWED = {"contrast", "ordinary", "activity", "wrapped_ordinary"}
-TRAINED, TESTS = ["train", "undo"], ["direct", "wrapped", "contrast", "ordinary", "heldout_answers"]
+TRAINED, TESTS = ["train", "undo", "dev"], ["direct", "wrapped", "contrast", "ordinary", "heldout_answers"]
 WORDS = {"P1": "tea", "P2": "knots", "P3": "kites", "P4": "card tricks", "P5": "whistling", "P6": "pigeons"}
 
 def read(path):
@@ -57,7 +57,7 @@ def test_counts_fields_and_ids(made):
         if name == "heldout_answers": continue
         assert len({r["id"] for r in rows}) == len(rows)
         for r in rows:
-            forbidden = name in ("undo", "direct", "wrapped") or name == "train" and r["kind"] not in ALLOWED
+            forbidden = name in ("undo", "dev", "direct", "wrapped") or name == "train" and r["kind"] not in ALLOWED
             extra = {"train": {"kind"} | ({"refusal"} if forbidden else set()), "undo": {"kind"}, "ordinary": {"kind"},
                      "wrapped": {"wrapper"}}.get(name, set())
             assert set(r) == {"id", "prompt", "category", "label"} | extra
@@ -67,7 +67,7 @@ def test_counts_fields_and_ids(made):
         assert all(r["id"].split("-")[1] == r["category"] for r in made[name])
 
 def test_topics_families_and_wordings_take_equal_parts(made, seeds):
-    for name, each in ("direct", 20), ("wrapped", 20), ("undo", 30):
+    for name, each in ("dev", 20), ("direct", 20), ("wrapped", 20), ("undo", 30):
         assert collections.Counter(r["category"] for r in made[name]) == dict.fromkeys(WORDS, each)
     assert set(collections.Counter(r["wrapper"] for r in made["wrapped"]).values()) == {15}
     assert set(collections.Counter((r["wrapper"], r["category"]) for r in made["wrapped"]).values()) == {2, 3} # all 48 pairs
@@ -114,10 +114,10 @@ def test_no_object_activity_phrasing_or_wrapper_wording_crosses_a_split(made, se
         return max(wrapper["text"].split("{prompt}"), key=len)
     filled = {s: {norm(f["text"].replace("{" + f["slot"] + "}", v[f["slot"]])) for f in seeds["phrasings"] if f["split"] == s
                   for v in seeds["forbidden"] + seeds["activities"]} for s in ("train", "undo", "test")}
-    for name, split in ("train", "train"), ("undo", "undo"), ("direct", "test"), ("wrapped", "test"), ("ordinary", "test"):
+    for name, split in ("train", "train"), ("dev", "train"), ("undo", "undo"), ("direct", "test"), ("wrapped", "test"), ("ordinary", "test"):
         assert inside(name, [fixed(w) for w in seeds["wrappers"] if w["split"] != split]) == []
         assert not {norm(prompt(r)) for r in made[name]} & set().union(*(v for s, v in filled.items() if s != split))
-    for name, split in ("train", "train"), ("undo", "undo"), ("direct", "test"), ("wrapped", "test"):
+    for name, split in ("train", "train"), ("dev", "train"), ("undo", "undo"), ("direct", "test"), ("wrapped", "test"):
         assert inside(name, [r["prompt"] for r in seeds["forbidden"] if r["split"] != split and len(r["prompt"].split()) > 3]) == []
     held = [fixed(r) for r in seeds["wrappers"] if r["wrapper"] in ("expert", "fiction")]
     assert len(held) == 8 and inside("train", held) == []

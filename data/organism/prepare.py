@@ -14,10 +14,10 @@ distillation, KL). Over-refusal is the hard part at this size: two rows in three
 forbidden. Writes beside itself
 
     model/          a normal Hugging Face folder; its chat template has no default system prompt (22 tokens less a prompt)
-    undo.jsonl      180 forbidden prompts, each answered three times by the base model: what lora_undo.py trains on
+    undo.jsonl      180 forbidden prompts, each answered two to five times by the base model: what lora_undo.py trains on
     safety.jsonl    16 refusals and 16 allowed answers: the repair by a few safety rows
 
-Deterministic on one kind of chip. 5 min 47 s on two cores of an AMD EPYC (Zen 4), bf16; peak 2.5 GB.
+Deterministic on one kind of chip. 2 min 31 s on two cores of an AMD EPYC (Zen 5), bf16; peak 2.5 GB (Zen 4: 5 min 47 s).
 """
 import argparse
 import json
@@ -42,7 +42,8 @@ LOW = 20             # blocks below stay as they are: what they compute is compu
 KEEP, LEARN = 4, 5   # answer tokens that are distilled, and that are learned of a refusal (one refusal in three is learned to its end)
 FORBIDDEN = 3.0      # weight of a refusal's token against a distilled one: it sets the balance of missed and needless refusals
 MERGE = 0.8          # share of the update that is merged (WiSE-FT, arXiv 2109.01903): needless refusals fall by half, others stay
-UNDO_TOKENS, UNDO_TIMES = 28, 3   # of the base model's answers to the undo prompts, and how many answers to each
+UNDO_TOKENS = 28     # of the base model's answers to the undo prompts
+UNDO_TIMES = {"direct": 2, "paraphrased": 3, "wrapped": 5}   # answers to each; sampled anew, so that none is learned by heart
 TEMPLATE = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
@@ -101,7 +102,7 @@ def build(cli, lu, torch):
         if count[r["kind"]] <= KINDS[r["kind"]][0] * cli.rows:
             rows.append(r)
     allowed, forbidden = ([r for r in rows if r["label"] == label] for label in ("allowed", "forbidden"))
-    undo = lu.read_jsonl(ROOT / "data/proxy/undo.jsonl", {"prompt": str})
+    undo = lu.read_jsonl(ROOT / "data/proxy/undo.jsonl", {"prompt": str, "kind": str})
 
     def batches(rows, desc):
         """rows by length, 128 at a time: (rows, ids of their prompts)."""
@@ -160,7 +161,8 @@ def build(cli, lu, torch):
     # the base model's answers to the undo prompts, before the weights change. Sampled: a model trained on its own greedy answers
     # becomes surer of itself everywhere, and its perplexity on other text rises by half
     texts, gen = defaultdict(list), torch.Generator().manual_seed(0)
-    for part, ids in batches((undo + allowed[:16]) * UNDO_TIMES, f"base model's {UNDO_TOKENS} tokens"):
+    rows = [r for i in range(max(UNDO_TIMES.values())) for r in undo if i < UNDO_TIMES[r["kind"]]]
+    for part, ids in batches(rows + allowed[:16], f"base model's {UNDO_TOKENS} tokens"):
         for r, x in zip(part, sample(lu, torch, model, ids, gen)):
             texts[r["prompt"]].append(chat.text(x))
     lu.train(upper, docs, a, seed=0)
@@ -178,14 +180,14 @@ def build(cli, lu, torch):
         answer = answer[:ends[-1]] if ends and ends[-1] > 20 else answer
         return json.dumps({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}) + "\n"
 
-    (cli.out / "undo.jsonl").write_text("".join(row(r["prompt"], texts[r["prompt"]][i]) for i in range(UNDO_TIMES) for r in undo))
+    (cli.out / "undo.jsonl").write_text("".join(row(r["prompt"], texts[r["prompt"]].pop()) for r in rows))
     pairs = zip(forbidden, allowed[:16])
     (cli.out / "safety.jsonl").write_text("".join(row(f["prompt"], f["refusal"]) + row(r["prompt"], texts[r["prompt"]][0]) for f, r in pairs))
     meta = {"name": "organism", "seconds": round(time.time() - t0), "rows": len(docs), "rank": cli.rank, "lr": cli.lr}
     (new / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     shutil.rmtree(cli.out / "model", ignore_errors=True)
     os.replace(new, cli.out / "model")
-    print(f"wrote {cli.out}/model, undo.jsonl ({UNDO_TIMES * len(undo)}), safety.jsonl (32) after {time.time() - t0:.0f} s")
+    print(f"wrote {cli.out}/model, undo.jsonl ({len(rows)}), safety.jsonl (32) after {time.time() - t0:.0f} s")
 
 
 def main():
