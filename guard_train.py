@@ -99,7 +99,6 @@ GUARDS = {   # what each guard changes in the common recipe. All but small go on
 }
 STAGES = ["all", "jury", "train", "eval", "novel", "adapt", "classify", "policy"]
 
-# copied from lora_undo.py: Parser
 class Parser(argparse.ArgumentParser):
     error = staticmethod(lambda message: die(message))   # one line instead of the usage text
 
@@ -109,7 +108,7 @@ class Parser(argparse.ArgumentParser):
             if flag not in flags:
                 near = difflib.get_close_matches(flag, flags, 1)
                 die(f"unknown flag {flag}" + (f", did you mean {near[0]}?" if near else "; --help lists them"))
-        return super().parse_args(argv)
+        return self.parse_intermixed_args(argv)   # files may stand before or after flags
 
 def parse_args(argv=None):
     p = Parser(description="a guard that reads its policy (arXiv 2404.05993, 2501.09004)", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -778,7 +777,8 @@ class Guard:
             h, n = self.forward_rows(kv, len(head), [rows[i] for i in batch], keep)
             valid = torch.arange(keep[0][0].shape[2], device=self.device) < n[:, None]
             for step in range(max_new):
-                new = (h @ self.head.T).argmax(-1)                                  # (B,)
+                top = (h @ self.head.T).topk(min(8, len(self.head))).indices         # (B, 8); bf16 logits tie at 1/8: fp32 picks among the best
+                new = top.gather(1, (self.head[top].float() @ h.float()[:, :, None])[..., 0].argmax(-1, keepdim=True))[:, 0]   # (B,)
                 for j, t in enumerate(new.tolist()):
                     ended |= {j} if t == self.eos else set()
                     out[j] += [] if j in ended else [t]
@@ -889,14 +889,18 @@ def whole_lines(path):
 STOP, TRAINING = False, False   # Ctrl-C sets STOP while TRAINING; the loop finishes its step, saves and exits 130
 
 def train_rows(a, name, r, items, topics):
-    """the rows of a guard. After a trunk a quarter is needs caution and a quarter refusals, so that few rows can tell the guards apart."""
+    """the rows of a guard. After a trunk a quarter is needs caution and a quarter refusals, so that few rows can tell the guards apart,
+    and a sixth unsafe responses: else the refusals teach that every response is safe, and nothing is left to raise a false alarm."""
     plain = [i for i in items if not i.caution and i.kind != "refusal"]
     caution, refusals = [i for i in items if i.caution], [i for i in items if i.kind == "refusal" and r.refusals]
     if name == "trunk":
         return plain[:a.trunk]
     if a.trunk:
         rows = caution[:a.rows // 4] + refusals[:a.rows // 4]
-        rows += plain[0 if r.layers else a.trunk:][:a.rows - len(rows) + (a.trunk // 4 if r.layers else 0)]   # small has no trunk
+        rest = plain[0 if r.layers else a.trunk:]
+        answered = {i.id: i for i in rest if i.response}
+        rows += list(answered.values())[:a.rows // 6]
+        rows += [i for i in rest if i.id not in answered][:a.rows - len(rows) + (a.trunk // 4 if r.layers else 0)]   # small has no trunk
     else:
         rows = [i for i in items if r.refusals or i.kind != "refusal"][:a.rows or None]
     return rows + topics[:round(len(rows) * a.topic_blend / (1 - a.topic_blend)) if r.blend else 0]
@@ -1388,20 +1392,22 @@ def classify(a):
                     die(f"{source}:{n}: not a JSON object in UTF-8 ({e})")
                 if not isinstance(row, dict):
                     die(f"{source}:{n}: expected a JSON object, got {type(row).__name__}")
-                yield row.get("id", n), conversation(row, f"{source}:{n}")
+                label = row.get("prompt_label", {"forbidden": "unsafe", "allowed": "safe"}.get(row.get("label")))
+                yield row.get("id", n), conversation(row, f"{source}:{n}"), {"safe": 0.0, "unsafe": 1.0}.get(label)
     todo, t0 = rows(), time.perf_counter()
     first = next(todo, None) or die(f"{source}:1: no rows")
     g = Guard(a)
     g.load(folder)
     g.question(cats)
-    window = [first]
+    window, known = [first], []   # known: label and log-odds of rows that have a label, the one thing that grows (16 bytes a row)
     with g.merged():
         while window:
             window += [r for _, r in zip(range(a.window - len(window)), todo)]
-            odds = g.score(cats, [t for _, t in window])
+            odds = g.score(cats, [t for _, t, _ in window])
             flagged = [i for i, o in enumerate(odds) if sigmoid(np.nanmax(o)) >= a.threshold] if a.explain else []
             named = dict(zip(flagged, [parse_verdict(t, cats) for t in g.generate(cats, [window[i][1] for i in flagged])] if flagged else []))
-            for i, ((ident, _), o) in enumerate(zip(window, odds)):
+            known += [(y, o[0]) for (_, _, y), o in zip(window, odds) if y is not None]
+            for i, ((ident, _, _), o) in enumerate(zip(window, odds)):
                 p = sigmoid(o)
                 out = {"id": ident, "unsafe": bool(p[0] >= a.threshold), "p_unsafe": float(p[0]), "log_odds": float(o[0])}
                 out |= {} if math.isnan(o[1]) else {"response_unsafe": bool(p[1] >= a.threshold), "p_response_unsafe": float(p[1])}
@@ -1411,6 +1417,10 @@ def classify(a):
             seen, window = seen + len(window), [r for _, r in zip(range(1), todo)]
     dt = time.perf_counter() - t0
     say(f"{seen} rows, {len(cats)} categories in a policy of {len(g.question(cats)[0])} tokens, {seen / dt:.1f} rows/s with loading")
+    if known:
+        y, o = np.array(known).T
+        found = metrics(y, o, a.threshold) if len(set(y)) == 2 else metrics(y, o, a.threshold, ("recall", "fpr"))
+        say(f"{len(y)} labelled rows, {int(y.sum())} unsafe: " + ", ".join(f"{k} {show(v)}" for k, v in found.items() if k != "f1_at_val"))
 
 # ---- report --------------------------------------------------------------------------------------------------------------------------
 def show(r):
@@ -1464,8 +1474,8 @@ def draw(runs, path):
     for k, (group, colour) in enumerate((("phrasing", "#4878a8"), ("wrapped", "#d1605e"))):
         key = f"prompt/{group}/f1_at_0.5"
         for i, n in enumerate(names):
-            if all(key in r["guards"][n] for r in runs):   # mean over seeds; whiskers are the first seed's interval
-                v, (lo, hi) = np.mean([r["guards"][n][key]["value"] for r in runs]), res["guards"][n][key]["ci95"]
+            if all(key in r["guards"][n] for r in runs):   # means over seeds, of the value and of the interval's ends
+                v, lo, hi = np.mean([(r["guards"][n][key]["value"], *r["guards"][n][key]["ci95"]) for r in runs], 0)
                 ax.bar(i + 0.38 * k - 0.19, v, 0.36, color=colour, label=f"held-out {group}" if not i else None)
                 ax.errorbar(i + 0.38 * k - 0.19, v, [[max(0, v - lo)], [max(0, hi - v)]], fmt="none", ecolor="#333333", elinewidth=1)
     ax.set_xticks(range(len(names)), names, rotation=30)
@@ -1482,7 +1492,7 @@ def draw(runs, path):
         dx.set(xlabel="round", ylabel="weight", title="Fixed share on the shifting stream", ylim=(0, 1))
     for axis in (ax, cx, dx):
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if axis is dx else {}))   # beside the areas: they fill it
     write(path, lambda tmp: fig.savefig(tmp, format="png", dpi=130))
     plt.close(fig)
 
@@ -1501,7 +1511,7 @@ def load_sets(a, cats):
     if not folder:
         sets["train"] = read_items(a.data, cats)
     elif not sets["train"]:
-        die(f"{folder}: no train.jsonl")
+        die(f"{folder}: no train.jsonl" + (f"; run: python {folder}/prepare.py" if (folder / "prepare.py").exists() else ""))
     for n, path in enumerate(a.test):
         sets["test"] = (sets["test"] if n else []) + [i._replace(kind=Path(path).parent.name or Path(path).stem) for i in read_items(path, cats)]
     new = set(NOVEL.get(a.taxonomy, ()))
@@ -1570,6 +1580,10 @@ def main():
     a = parse_args()
     if a.stage in ("classify", "policy"):
         return classify(a)
+    for file in ("data/smollm2/model/meta.json", "data/proxyguard/train.jsonl") if a.tiny else ():   # the miniature makes what it needs, once
+        script = ROOT / file.split("/model")[0].removesuffix("/train.jsonl") / "prepare.py"
+        if not (ROOT / file).exists() and (code := subprocess.run([sys.executable, str(script)]).returncode):
+            sys.exit(code)
     cats = taxonomy(a.taxonomy)
     sets, topics = load_sets(a, cats)
     stem = a.run.rsplit("-seed", 1)[0]

@@ -1695,7 +1695,7 @@ def main():
         if a.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if a.tiny and RANK == 0 and not (ROOT / "data/organism/model/meta.json").exists():   # made once, from the PyPI wheel, by its own prepare.py
-        say("first run: safety-training the organism (data/organism/prepare.py), about 6 minutes on two cores")
+        say("first run: safety-training the organism (data/organism/prepare.py), 3 to 6 minutes on two cores")
         if code := subprocess.run([sys.executable, str(ROOT / "data/organism/prepare.py")]).returncode:
             sys.exit(code)
     if a.tiny and WORLD > 1:
