@@ -190,6 +190,25 @@ def test_classify_streams_in_order_with_constant_windows(done, inputs, tmp_path,
     assert [r["id"] for r in rows] == [1, 3] and "p_response_unsafe" in rows[1]
 
 
+def test_classify_takes_the_file_after_flags_and_scores_rows_that_have_labels(done, inputs, tmp_path, capsys):
+    folder, _, _ = done
+    file = inputs / "rows/test.jsonl"
+    assert main(["classify", *flags(inputs, tmp_path, "--adapter", folder / "adapter/permissive"), file]) == 0
+    out, err = capsys.readouterr()
+    y = np.array([json.loads(line)["prompt_label"] == "unsafe" for line in file.read_text().splitlines()], float)
+    s = np.array([json.loads(line)["log_odds"] for line in out.splitlines()])
+    assert f"84 labelled rows, {int(y.sum())} unsafe" in err
+    assert f"auprc {evals.auprc(y, s):6.1%} [" in err and f"fpr {(s[y == 0] >= 0).mean():6.1%} [" in err
+
+
+def test_after_the_trunk_each_guard_has_a_sixth_of_unsafe_answers(inputs):
+    items, a = gt.read_items(inputs / "rows/train.jsonl", CATS), args(inputs, Path("out"), "--trunk", 8, "--rows", 24)
+    for name in ("permissive", "norefusal"):
+        rows = gt.train_rows(a, name, gt.recipe(a, name), items, [])
+        assert len(rows) == 24 == len({r.id for r in rows}) and sum(r.kind == "comply" for r in rows) >= 4
+        assert sum(r.kind == "refusal" for r in rows) == (6 if name == "permissive" else 0) and sum(r.caution for r in rows) == 6
+
+
 # ---- (b) formulas beside references ------------------------------------------------------------------------------------------------------
 def plain_forward(g, ids):
     """logits of the whole sequence by transformers' own attention and the adapters merged in: the reference for everything shared."""
