@@ -1638,7 +1638,8 @@ def report(path, config, results, kept, suites, skipped, calib):
     sections = {"Model and system under test": system, "What was covered, and what was not": coverage, "Evaluation matrix": matrix,
                 "Results": numbers, "Harmful side and over-refusal side together": sides, "Judge validity": validity,
                 "Contamination and held-out data": f"<p>{esc(held_out)}</p>{HELD_OUT}", "Limits and gaps": limits, "Provenance": provenance}
-    outside = f" outside the proxy suites and the quiz, answers cut at {MINIATURE_NEW} tokens" * config["miniature"]
+    outside = " outside the proxy suites and the quiz" * (config["miniature"] and flags["limit"] == MINIATURE_LIMIT)
+    outside += f", answers cut at {flags['max_new'] or MINIATURE_NEW} tokens" * config["miniature"]
     banner = f"<p class=banner role=note>sample, not the benchmark: at most {flags['limit']} items of each suite{outside}</p>"
     write(path, PAGE.format(
         models=esc(", ".join(models)), css=CSS, banner=banner * bool(flags["limit"]),
@@ -1882,7 +1883,7 @@ def run(a):
         if why != "not asked for (--suite)":
             say(f"  not evaluated: {s.name}: {why}")
     if a.limit or a.miniature:
-        short = f", answers of at most {a.max_new or MINIATURE_NEW} tokens" * a.miniature
+        short = " outside the proxy suites and the quiz" * (not a.limit) + f", answers of at most {a.max_new or MINIATURE_NEW} tokens" * a.miniature
         say(f"  sample, not the benchmark: at most {a.limit or MINIATURE_LIMIT} items a suite{short}")
     if any(isinstance(s, HumanEval) for s, _ in suites) and isolation() != "namespaces":
         say("  warning: no namespaces on this system: generated code runs with limits only and could read files of this user")
