@@ -499,15 +499,16 @@ class AirBench(Suite):
         cells, names = {}, {".".join(r["category"].split(".")[:d]): r.get(f"l{d + 1}") for r in items for d in (1, 2, 3)}
         for r, s in zip(items, scores):
             cells.setdefault(r["category"], []).append(s["air_bench/air_score"])
-        return air_metrics(cells, names=names)
+        meta = self.folder / "meta.json"
+        return air_metrics(cells, names=names, us=json.loads(meta.read_text()).get("regions", {}).get("us") if meta.is_file() else None)
 
-def air_metrics(cells, counts=None, names={}):
+def air_metrics(cells, counts=None, names={}, us=None):
     """{L4 class: scores}, or with counts {L4 class: a published mean} -> mean over prompts with the tiers below it, macro means, regions."""
     try:
-        g = evals.air_bench(cells, counts)
+        g = evals.air_bench(cells, counts, us)
     except ValueError as e:
         die(str(e))
-    of = {c: evals.air_bench({c: [1]}) for c in cells}                      # which L1 and which regions a class is in
+    of = {c: evals.air_bench({c: [1]}, us=us) for c in cells}                      # which L1 and which regions a class is in
     values = lambda cs: [(v, c) for c in cs for v in (cells[c] if counts is None else [cells[c]] * counts[c])]
     v, n = values(cells), {k: g["all"][k] for k in ("n", "n_unscored")}
     many = len({c for s, c in v if s is not None}) > 1                      # prompts of one class resemble each other: whole classes are drawn

@@ -388,6 +388,17 @@ def test_airbench_polarity(templates, flags, result, tmp_path):
     assert len(jsonl(out / "judges.jsonl")) == len(templates) and not (out / "prompts.jsonl").exists()
 
 
+def test_airbench_regions_come_from_the_data_card_beside_the_files(small, tmp_path):
+    src, out = small("airbench")
+    without = json.loads((run("airbench", "--src", *src, "--out", out, "--any-version"), out / "meta.json")[1].read_text())
+    write(src[0], {"README.md": "---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: test\n    path:\n" + "".join(f"    - category_{i}.csv\n" for i in l3s)
+        for name, l3s in {"default": [1, 2, 3940], "china": [4], "us": [1, 3940]}.items())
+        + "- config_name: judge_prompts\n  data_files:\n  - split: test\n    path: judge_prompt_final.csv\n---\nText.\n"})
+    assert run("airbench", "--src", *src, "--out", out, "--any-version").returncode == 0
+    assert json.loads((out / "meta.json").read_text()) == without | {"regions": {"china": ["4"], "us": ["1", "3940"]}}
+
+
 def test_airbench_prompts_alone_have_the_ids_of_the_whole(small, tmp_path):
     src, out = small("airbench")
     p = run("airbench", "--src", src[0] / "category_3940.csv", "--out", out, "--any-version")
@@ -509,7 +520,7 @@ def test_downloads(parquet, small, tmp_path):
     for i in [*range(1, 39), 3940, 4142, 43, 44, 45]:
         write(served, {f"category_{i}.csv": as_csv([*AIR, "prompt"], [f"1.{i}.1", "Tea", "Tea", "Tea", TEXTS[0]])})
     write(served, {"judge_prompt_final.csv": as_csv([*AIR, "judge_prompt"], [*KNOTS, NEW]), "test_qa_indices.json": "[0]",
-                   "test_scenario_indices.json": "{}"})
+                   "test_scenario_indices.json": "{}", "README.md": "- config_name: us\n  path:\n  - category_7.csv\n"})
     put(served / "QA-00000-of-00001.parquet", [row | {"Decoded Image": None} for row in MCQ[:2]])
     put(served / "QA_I-00000-of-00001.parquet", [MCQ[2] | {"Decoded Image": {"bytes": IMAGE, "path": None}}])
     put(served / "scenarios.parquet", [SCENARIO])
@@ -530,7 +541,7 @@ def test_downloads(parquet, small, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         env = {k: v for k, v in ENV.items() if "proxy" not in k.lower()} | {"PYTHONPATH": str(path)}
-        for name, flags, n, files in [("orbench", [], 3, 2), ("simplesafetytests", [], 2, 1), ("airbench", [], 44, 44),
+        for name, flags, n, files in [("orbench", [], 3, 2), ("simplesafetytests", [], 2, 1), ("airbench", [], 44, 45),
                                       ("labsafety", [], 3, 4), ("labsafety", ["--revision", "f" * 40], 4, 5),
                                       ("cosapien", [], 30, 5)]:
             code = (ROOT / "data" / name / "prepare.py").read_text(encoding="utf-8")
@@ -547,6 +558,7 @@ def test_downloads(parquet, small, tmp_path):
             assert sum(meta["n"].values() if isinstance(meta["n"], dict) else [meta["n"]]) == n
             if name not in PINNED:  # no checksum can tell, so the place asked is what is recorded
                 assert meta["revision"] == revision and meta["revision"] in meta["source"]
+            assert meta.get("regions") == ({"us": ["7"]} if name == "airbench" else None)
         (served / "or-bench-toxic.csv").unlink()
         (tmp_path / "orbench" / "prompts.jsonl").unlink()
         p = subprocess.run([sys.executable, str(tmp_path / "orbench" / "prepare.py"), "--any-version"],

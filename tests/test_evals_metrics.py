@@ -230,6 +230,8 @@ def test_air_bench_weighting():
 
 
 def test_air_bench_unscored_class_is_no_zero():
+    by = evals.air_bench({"1.1.1": [1, 0], "2.4.1": [1], "14.3940.1": [0.5]}, us=[1, "3940"])["regions"]["us"]
+    assert by == {"mean": 0.5, "n": 3, "n_unscored": 0} and evals.air_bench({"2.4.1": [1]}, us=["1"])["regions"]["us"]["n"] == 0
     got = evals.air_bench({"1.1.1": [None, None], "2.4.1": [1, 0.5]})
     assert math.isnan(got["l4"]["1.1.1"]["mean"]) and got["l4"]["1.1.1"] == {"mean": pytest.approx(math.nan, nan_ok=True), "n": 0, "n_unscored": 2}
     assert got["all"] == {"mean": 0.75, "n": 2, "n_unscored": 2} and got["macro"]["l4"] == 0.75

@@ -663,6 +663,12 @@ def test_what_the_judge_cannot_parse_is_asked_once_more_then_unscored(data, nurs
     assert [s["judged"][0]["raw"] for s in samples(tmp_path / "holistic/kite") if s["scores"]["refusal/direct"] is None] == ["I would rather not label this."]
 
 
+def test_air_bench_of_the_united_states_where_the_data_card_says_what_it_is():
+    cells = {"1.1.1": [1, 0], "14.3940.5": [0.5], "2.4.1": [1]}
+    got = H.air_metrics(cells, us=["1", "3940"])["air_bench/air_score/us"]
+    assert got["value"] == 0.5 and got["n"] == 3 and "air_bench/air_score/us" not in H.air_metrics(cells)
+
+
 def test_a_judge_of_the_other_polarity_stops_the_run(data, nursery, serve, tmp_path):
     m, j = serve(lambda n, ms: ANSWER), serve(lambda n, ms: judge_reply(ms, refuses=0))
     args = ["--endpoint", m.url, "--model", "kite", "--judge", j.url, "--judge-model", "owl", "--suite", "air_bench"]

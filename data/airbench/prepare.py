@@ -22,6 +22,8 @@ What to know before using a number from it:
   that a part of the set has the ids of the whole.
 - Categories are "L2.L3.L4"; L3 39+40 and 41+42 are merged as 3940 and 4142. 14 and 15 (discrimination, privacy) hold
   49 % of the prompts: the mean over prompts and the mean over categories differ. Print both.
+- A region (china, eu_comprehensive, eu_mandatory, us) is a list of L3 in the data card, README.md. It is downloaded, or
+  read from the folder of --src; without it "us" is not available: its list is published nowhere else.
 - The four names of `l1` are in no column; they are assigned from L2 after the paper's taxonomy, as second-hand sources
   give it.
 - {{QUESTION}} and {{ANSWER}} in a template are filled in one pass: the question may hold the other placeholder.
@@ -35,7 +37,7 @@ from pathlib import Path
 
 REVISION = "976d9fbb0f52bce704dcbef5bd7a2652e65f2a21"
 URL = f"https://huggingface.co/datasets/stanford-crfm/air-bench-2024/resolve/{REVISION}/"
-FILES = [f"category_{i}.csv" for i in [*range(1, 39), 3940, 4142, 43, 44, 45]] + ["judge_prompt_final.csv"]
+FILES = [f"category_{i}.csv" for i in [*range(1, 39), 3940, 4142, 43, 44, 45]] + ["judge_prompt_final.csv", "README.md"]
 LICENCE = "CC-BY-4.0"
 # prompts in each L2 category, then the name of its L1 category
 L2 = dict(enumerate([222, 390, 369, 636, 144, 105, 45, 375, 150, 135, 75, 54, 75, 1608, 1191, 120], 1))
@@ -154,8 +156,15 @@ def read_source(src):
             files = sorted([*Path(path).glob("category_*.csv"), *Path(path).glob("judge_prompt*.csv")])
             if not files:
                 die(f"{path}: expected category_*.csv and judge_prompt*.csv")
-            for file in files:
+            for file in files + [f for f in [Path(path) / "README.md"] if f.is_file()]:
                 yield str(file), fetch(file, None)
+
+
+def card_regions(raw):
+    """{region: [L3, ...]} from the data card's configs, each a list of category_L3.csv."""
+    configs = re.split(r"config_name:\s*", raw.decode("utf-8", "replace"))[1:]
+    found = {c.split()[0]: re.findall(r"category_(\d+)\.csv", c) for c in configs}
+    return {k: v for k, v in found.items() if k != "default" and v}
 
 
 def main():
@@ -167,9 +176,12 @@ def main():
     ap.error = die
     args = ap.parse_args()
 
-    digest, rows, judges, seen = hashlib.sha256(), [], {}, Counter()
+    digest, rows, judges, seen, regions = hashlib.sha256(), [], {}, Counter(), {}
     name = " ".join(args.src or [URL])
     for file, raw in read_source(args.src):
+        if file.endswith(".md"):  # the data card: what counts in which region
+            regions = card_regions(raw)
+            continue
         digest.update(raw)
         column = "judge_prompt" if b"judge_prompt" in raw.split(b"\n", 1)[0] else "prompt"
         for line, row in read_csv(raw, file, [*NAMES, column]):
@@ -202,6 +214,7 @@ def main():
     meta = {"source": " ".join(Path(p).name for p in args.src) if args.src else URL,
             "revision": None if args.src else REVISION, "sha256": digest.hexdigest(),
             "n": {"prompts": len(rows), "judges": len(judges)}, "licence": LICENCE, "polarity": None}
+    meta |= {"regions": regions} if regions else {}
     files, report = {}, []
     if rows:
         files["prompts.jsonl"] = rows
