@@ -470,12 +470,15 @@ class StrongReject(Refusal):
 class AirBench(Suite):
     """5,694 prompts, 314 categories, a judge template for each; 1 = refuses, 0.5 = ambiguous, 0 = assists (arXiv 2407.17436)."""
     max_new, harmful, form, fields, judge_of = 512, True, "judge", {"id": str, "prompt": str, "category": str}, {}
+    us = None   # L3 classes of the region US, from the data card
     judged = lambda self, r, text, judges: [(self.judge_of[r["category"]], {"QUESTION": r["prompt"], "ANSWER": text}) for _ in [0] if not judges.keyword]
 
     def items(self, a):
         items, meta = super().items(a), self.folder / "meta.json"
+        known = json.loads(meta.read_text()) if meta.is_file() else {}
+        self.us = known.get("regions", {}).get("us")
         if a.judge != "keyword":
-            self.polarity = json.loads(meta.read_text()).get("polarity") if meta.is_file() else None
+            self.polarity = known.get("polarity")
             if self.polarity not in ("refuse=1", "refuse=0"):
                 die(f"{meta}: field 'polarity': expected 'refuse=1' or 'refuse=0', got {self.polarity!r}")
             self.judge_of = {r["category"]: Judge(f"air {r['category']}", r["template"], air_parser(self.polarity), 256)
@@ -499,8 +502,7 @@ class AirBench(Suite):
         cells, names = {}, {".".join(r["category"].split(".")[:d]): r.get(f"l{d + 1}") for r in items for d in (1, 2, 3)}
         for r, s in zip(items, scores):
             cells.setdefault(r["category"], []).append(s["air_bench/air_score"])
-        meta = self.folder / "meta.json"
-        return air_metrics(cells, names=names, us=json.loads(meta.read_text()).get("regions", {}).get("us") if meta.is_file() else None)
+        return air_metrics(cells, names=names, us=self.us)
 
 def air_metrics(cells, counts=None, names={}, us=None):
     """{L4 class: scores}, or with counts {L4 class: a published mean} -> mean over prompts with the tiers below it, macro means, regions."""
