@@ -899,9 +899,8 @@ def train_rows(a, name, r, items, topics):
     if a.trunk:
         rows = caution[:a.rows // 4] + refusals[:a.rows // 4]
         rest = plain[0 if r.layers else a.trunk:]
-        answered = {i.id: i for i in rest if i.response}
-        rows += list(answered.values())[:a.rows // 6]
-        rows += [i for i in rest if i.id not in answered][:a.rows - len(rows) + (a.trunk // 4 if r.layers else 0)]   # small has no trunk
+        rows += [i for i in rest if i.response][:a.rows // 6]
+        rows += [i for i in rest if not i.response][:a.rows - len(rows) + (a.trunk // 4 if r.layers else 0)]   # small has no trunk
     else:
         rows = [i for i in items if r.refusals or i.kind != "refusal"][:a.rows or None]
     return rows + topics[:round(len(rows) * a.topic_blend / (1 - a.topic_blend)) if r.blend else 0]
@@ -1393,14 +1392,14 @@ def classify(a):
                     die(f"{source}:{n}: not a JSON object in UTF-8 ({e})")
                 if not isinstance(row, dict):
                     die(f"{source}:{n}: expected a JSON object, got {type(row).__name__}")
-                label = row.get("prompt_label", {"forbidden": "unsafe", "allowed": "safe"}.get(row.get("label")))
-                yield row.get("id", n), conversation(row, f"{source}:{n}"), {"safe": 0.0, "unsafe": 1.0}.get(label)
+                label = {"safe": 0.0, "unsafe": 1.0, "allowed": 0.0, "forbidden": 1.0}.get(str(row.get("prompt_label", row.get("label"))))
+                yield row.get("id", n), conversation(row, f"{source}:{n}"), label   # None: unknown, the row is judged and not scored
     todo, t0 = rows(), time.perf_counter()
     first = next(todo, None) or die(f"{source}:1: no rows")
     g = Guard(a)
     g.load(folder)
     g.question(cats)
-    window, known = [first], []   # known: label and log-odds of rows that have a label, the one thing that grows (16 bytes a row)
+    window, known = [first], []   # known: label and log-odds of rows that have a label, the one thing that grows, two floats a row
     with g.merged():
         while window:
             window += [r for _, r in zip(range(a.window - len(window)), todo)]
@@ -1581,9 +1580,9 @@ def main():
     a = parse_args()
     if a.stage in ("classify", "policy"):
         return classify(a)
-    for file in ("data/smollm2/model/meta.json", "data/proxyguard/train.jsonl") if a.tiny else ():   # the miniature makes what it needs, once
-        script = ROOT / file.split("/model")[0].removesuffix("/train.jsonl") / "prepare.py"
-        if not (ROOT / file).exists() and (code := subprocess.run([sys.executable, str(script)]).returncode):
+    for name, file in (("smollm2", "model/meta.json"), ("proxyguard", "train.jsonl")) if a.tiny else ():   # the miniature makes what it needs, once
+        folder = ROOT / "data" / name
+        if not (folder / file).exists() and (code := subprocess.run([sys.executable, str(folder / "prepare.py")]).returncode):
             sys.exit(code)
     cats = taxonomy(a.taxonomy)
     sets, topics = load_sets(a, cats)

@@ -475,7 +475,10 @@ class AirBench(Suite):
 
     def items(self, a):
         items, meta = super().items(a), self.folder / "meta.json"
-        known = json.loads(meta.read_text()) if meta.is_file() else {}
+        try:
+            known = json.loads(meta.read_text()) if meta.is_file() else {}
+        except ValueError as e:
+            die(f"{meta}: not JSON ({e})")
         self.us = known.get("regions", {}).get("us")
         if a.judge != "keyword":
             self.polarity = known.get("polarity")

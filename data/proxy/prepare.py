@@ -18,8 +18,8 @@ with nothing harmful in the repository. From hand-written seeds/, beside this fi
     ordinary.jsonl         test: nothing near it; some in the test phrasings and wrappers, which alone must not cause a refusal
     heldout_answers.jsonl  chat rows with a reference answer, for perplexity
 
-But for dev, which is made of train's: train, undo and test share no object (within a topic), activity, phrasing, wrapper wording or prompt. The first n rows of a file
-are a fair small version of it: rows are grouped by label, each label by kind, each kind by category, and from the inside out the
+Train, undo and test share no object (within a topic), activity, phrasing, wrapper wording or prompt; dev is made of train's and
+shares no prompt with any. The first n rows of a file are a fair small version of it: rows are grouped by label, each label by kind, each kind by category, and from the inside out the
 groups are merged, the k-th row of a group of n at place (k + 1/2) / n. Inside a group the order is that of a hash."""
 import argparse, collections, hashlib, itertools, json, os, re, sys
 
