@@ -352,6 +352,12 @@ def test_mmlu_archive_folder_and_jsonl_agree(small, tmp_path):
     assert jsonl(tmp_path / "out0" / "dev.jsonl") == [KNOT] * 5
 
 
+def test_hellaswag_without_ctx_b(small):
+    src, out = small("hellaswag", lines([{k: v for k, v in row.items() if k != "ctx_b" or v} for row in HELLASWAG]))
+    assert run("hellaswag", "--src", src, "--out", out, "--any-version").returncode == 0
+    assert jsonl(out / "validation.jsonl") == EXPECTED["hellaswag"]["validation.jsonl"]
+
+
 def test_dolly_names_a_git_lfs_pointer(small):
     src, out = small("dolly", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
     refused(run("dolly", "--src", src, "--out", out), "git lfs pull", out)

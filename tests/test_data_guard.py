@@ -52,10 +52,10 @@ def item(key, prompt, response, labels, categories="", by=None):
 US, UU, SS, S, U = ("unsafe", "safe"), ("unsafe", "unsafe"), ("safe", "safe"), ("safe", None), ("unsafe", None)
 AEGIS2 = {"train.json": [item("a", TEXTS[0], "Warm the pot.", UU, "Violence, Threat", "llm_jury"), item("b", "REDACTED", None, U, "Threat"),
                          item("c", TEXTS[1], None, S, "Needs Caution, Profanity"), item("d", TEXTS[2], "", SS, "", "human"), item("e", " ", None, S)],
-          "refusals_train.json": [item("a", TEXTS[0], "I can't go into tea.", US, "Violence", "refusal_data_augmentation")],
+          "refusals_train.json": [item("a", TEXTS[0], "I can't go into tea.", US, "Violence", "refusal_data_augmentation")] * 2,
           "validation.json": [item("f", TEXTS[4], "In hedges.", SS, "Profanity, Needs Caution", "human")],
           "refusals_validation.json": [item("g", TEXTS[3], "No.", US, "Other", "refusal_data_augmentation")],
-          "test.json": [item("h", TEXTS[3], None, U, "illegal activity")]}
+          "test.json": [item(8, TEXTS[3], None, U, "illegal activity")]}
 
 
 def dialogue(*distractors, turns=("Hello!", "Hi. What shall it be?", TEXTS[4], "In hedges.")):
@@ -64,8 +64,9 @@ def dialogue(*distractors, turns=("Hello!", "Hi. What shall it be?", TEXTS[4], "
             "distractors": [{"bot turn": b, "distractor": d} for b, d in distractors], "conversation_with_distractors": []}
 
 
-CANTTALK = {"canttalkaboutthis_topic_control_mixtral.jsonl": [dialogue(("Hi. What shall it be? ", TEXTS[0]), ("In hedges.", TEXTS[1])),
-                                                              dialogue(("Never said.", TEXTS[2]))],
+CANTTALK = {"canttalkaboutthis_topic_control_mixtral.jsonl": [dialogue(("Hi. What shall it be? ", TEXTS[0]), ("In hedges.", TEXTS[1]),
+                                                                       ("In hedges.", " ")),
+                                                              dialogue(("Never said.", TEXTS[2]), turns=("Hello!", "", " "))],
             "canttalkaboutthis_topic_control_human_test_set.jsonl": [dialogue(("Hi. What shall it be?", TEXTS[3]))]}
 ZERO = dict.fromkeys(["S", "H", "V", "HR", "SH", "S3", "H2", "V2"], 0)
 OPENAIMOD = [{"prompt": TEXTS[0]} | ZERO, {"prompt": TEXTS[1], "S": 0, "S3": 0}, {"prompt": TEXTS[2], "V": 1, "V2": 0, "H": None},
@@ -119,12 +120,12 @@ EXPECTED = {
         row("aegis2-train-a", TEXTS[0], "unsafe", "dialogue", "Warm the pot.", "unsafe", ["Violence", "Threat"], response_source="llm_jury"),
         row("aegis2-train-c", TEXTS[1], "safe", "prompt", None, None, ["Needs Caution", "Profanity"], True, response_source=None),
         row("aegis2-train-d", TEXTS[2], "safe", "prompt", response_source=None),
-        row("aegis2-train-a-refusal", TEXTS[0], "unsafe", "refusal", "I can't go into tea.", "safe", ["Violence"],
-            response_source="refusal_data_augmentation")],
+        *[row(f"aegis2-train-a-refusal{again}", TEXTS[0], "unsafe", "refusal", "I can't go into tea.", "safe", ["Violence"],
+              response_source="refusal_data_augmentation") for again in ("", "-2")]],
         "validation.jsonl": [
         row("aegis2-validation-f", TEXTS[4], "safe", "dialogue", "In hedges.", "safe", ["Profanity", "Needs Caution"], response_source="human"),
         row("aegis2-validation-g-refusal", TEXTS[3], "unsafe", "refusal", "No.", "safe", ["Other"], response_source="refusal_data_augmentation")],
-        "test.jsonl": [row("aegis2-test-h", TEXTS[3], "unsafe", "prompt", None, None, ["Illegal Activity"], response_source=None)]},
+        "test.jsonl": [row("aegis2-test-8", TEXTS[3], "unsafe", "prompt", None, None, ["Illegal Activity"], response_source=None)]},
     "canttalk": {"train.jsonl": [topic("canttalk-train-1-1-off", "off-topic", *HELLO, TEXTS[0]),
                                  topic("canttalk-train-1-1-on", "on-topic", *HELLO, TEXTS[4]),
                                  topic("canttalk-train-1-2-off", "off-topic", *HELLO, TEXTS[4], "In hedges.", TEXTS[1])],
@@ -143,7 +144,7 @@ for s in ("train", "test"):
 META = {"aegis1": {"mapping": "permissive", "rule": "majority", "tie": "unsafe", "disjoint": False, "dropped": {"train": {"no vote": 1}, "test": {}}},
         "aegis2": {"mapping": "permissive", "rule": "first", "tie": "decided before the release",
                    "dropped": {"train": {"redacted": 1, "empty": 1}, "validation": {}, "test": {}}},
-        "canttalk": {"dialogues": {"train": 2, "test": 1}, "dropped": {"train": {"bot turn not found": 1}, "test": {}}},
+        "canttalk": {"dialogues": {"train": 2, "test": 1}, "dropped": {"train": {"empty": 1, "bot turn not found": 1}, "test": {}}},
         "openaimod": {"known_only": False}, "toxicchat": {"empty": {"train": 1, "test": 0}}}
 
 
@@ -172,7 +173,7 @@ def test_small_source(name, small):
 
 
 PATCH = {"aegis1": [('"train": 10798, "test": 1199', '"train": 4, "test": 3')],
-         "aegis2": [("25007", "5"), ("5000", "1"), ("1245", "1"), ("200,", "1,"), ("1964", "1")],
+         "aegis2": [("25007", "5"), ("5000", "2"), ("1245", "1"), ("200,", "1,"), ("1964", "1")],
          "canttalk": [('"train": 1080', '"train": 2')], "openaimod": [("N, UNSAFE = 1680, 522", "N, UNSAFE = 4, 2")],
          "toxicchat": [('"train": 5082, "test": 5083', '"train": 3, "test": 2'), ("HUMAN_TEST = 2853, 362", "HUMAN_TEST = 1, 0")]}
 
@@ -356,7 +357,7 @@ def test_aegis2_mapping(mapping, rule, caution, small):
     p = run("aegis2", "--src", src, "--out", out, "--any-version", "--mapping", mapping, "--rule", rule)
     rows = [r for f in ("train", "validation", "test") for r in jsonl(out / f"{f}.jsonl")]
     assert p.returncode == 0 and [r["id"][-1] for r in rows if r["needs_caution"]] == caution and f"caution {mapping}" in p.stdout
-    assert {r["id"][-1] for r in rows if r["prompt_label"] == "unsafe"} - set("al") == set("h") | (set(caution) if mapping == "defensive" else set())
+    assert {r["id"][-1] for r in rows if r["prompt_label"] == "unsafe"} - set("al2") == set("8") | (set(caution) if mapping == "defensive" else set())
 
 
 def test_aegis2_id_twice(small, tmp_path):

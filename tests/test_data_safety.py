@@ -96,9 +96,9 @@ SMALL = {  # name: {file: content} below the source folder
                                   '"Tie a ""bowline""\nwith\tone hand."\t0\tadversarial_benign\n'},
     "orbench": {"or-bench-hard-1k.csv": as_csv(["prompt", "category"], [TEXTS[0], "tea"], [TEXTS[1], "knots"]),
                 "or-bench-toxic.csv": as_csv(["prompt", "category"], [TEXTS[2], "kites"])},
-    "cosapien": {"game_development-00000.csv": as_csv(["prompt", "scenario"], [TEXTS[0], "Tea is fine."]),
+    "cosapien": {"game_development-00000.csv": as_csv(["prompt", "scenario", "type"], [TEXTS[0], "Tea is fine.", ""]),
                  "film_production.jsonl": lines([{"prompt": text, "scenario": "No knots.", "type": kind} for text, kind in
-                                                 zip(TEXTS, ["allowed", "Disallowed", "partial", None])]), "README.md": "x"},
+                                                 zip(TEXTS, ["Safe", "Disallowed ", "partial", None])]), "README.md": "x"},
     "mis": {"mis_easy.json": mis("easy", (1, TEXTS[0]), (2, TEXTS[1])), "mis_hard.json": mis("hard", (1, TEXTS[2])),
             "mis_real.json": "[]"} | {f"{d}/object{k}.png": IMAGE for d in ("easy_image/1", "easy_image/2", "hard_image/1")
                                       for k in (1, 2)},
@@ -174,7 +174,7 @@ def expected(name, src):
         "cosapien": lambda: {"prompts.jsonl": [
             prompt(f"cosapien-film_production-{i}", text, "film_production", label) | {"type": kind, "scenario": "No knots."}
             for i, (text, label, kind) in enumerate(zip(TEXTS, ["allowed", "forbidden", None, None],
-                                                        ["allowed", "disallowed", "partial", None]), 1)] + [
+                                                        ["safe", "disallowed", "partial", None]), 1)] + [
             prompt("cosapien-game_development-1", TEXTS[0], "game_development", None) | {
                 "type": None, "scenario": "Tea is fine."}]},
         "mis": lambda: {"test.jsonl": [
@@ -335,7 +335,7 @@ BAD = [  # set, file (None: the one in CSV), text in it, what stands there inste
     ("orbench", None, "kites", " ", ":2: category: expected"),
     ("cosapien", None, '"partial"', '"perhaps"', ":3: type: expected"),
     ("cosapien", None, '"scenario"', '"x"', ":1: scenario: expected"),
-    ("mis", None, '"id": 1', '"id": "1"', ": item 1: id: expected"),
+    ("mis", None, '"id": 1', '"id": "one"', ": item 1: id: expected"),
     ("mis", None, '"question"', '"q"', ": item 1: question: expected"),
     ("mis", None, "[", "{", ":2: file: expected a list"), ("mis", None, "Pigeons", "", ": item 1: sub_category: expected"),
     ("mis", None, "hard_image/1/object2.png", "../object2.png", "mis-hard-1: images: expected paths below"),
@@ -495,7 +495,7 @@ def test_cosapien_parquet(parquet, tmp_path):
     put, path = parquet
     put(tmp_path / "src" / "film_production-00000-of-00001.parquet",
         [{"prompt": text, "scenario": "No knots.", "type": kind}
-         for text, kind in zip(TEXTS, ["allowed", "Disallowed", "partial", None])])
+         for text, kind in zip(TEXTS, ["Safe", "Disallowed", "partial", None])])
     put(tmp_path / "src" / "game_development-00000-of-00001.parquet", [{"prompt": TEXTS[0], "scenario": "Tea is fine."}])
     p = run_parquet("cosapien", "--src", tmp_path / "src", "--out", tmp_path / "out", "--any-version", path=path)
     assert p.returncode == 0, p.stderr

@@ -25,8 +25,10 @@ What to know before using a number from it:
   one user turn, as the released guards read it.
 - needs_caution: safe by the permissive mapping, unsafe by the defensive one, under the same rule and tie. It lets a
   script map again; it expects the labels of the permissive mapping, the default.
-- The split is not disjoint: test rows whose text stands in train are counted; --disjoint leaves them out.
+- The split is not disjoint: test rows whose text stands in train are counted (a public reader of the files found 131
+  of 1,199); --disjoint leaves them out. Upstream's ids repeat (336 in train, 3 in test), so ours are row numbers.
 - The texts are harmful by design: this script prints counts and never a text.
+- Checked in Advait-Pathak9222/BurningShadows, controlplane/corpora/aegis.py: names, checksums, cells, categories.
 Row: {"id": "aegis1-test-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
 "categories": of the unsafe votes, the most frequent first, "unlisted": those of no policy (Other), "needs_caution",
 "kind", "labels": the votes}.

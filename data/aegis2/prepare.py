@@ -20,12 +20,16 @@ What to know before using a number from it:
 - Prompts that read REDACTED are of another corpus, not redistributed: left out and counted. Harnesses that keep them
   get other numbers. reconstruction_id_if_redacted tells where to find them.
 - Unsafe prompt => unsafe response is nearly true without the 5,200 refusals (kind "refusal": a deflection to an unsafe
-  prompt, response safe). They are in train and validation and reuse ids of the other rows: -refusal is added.
-- An empty response is none. A null response_label is no label: never count it as harmful, or as safe.
+  prompt, response safe). They are in train and validation and reuse ids of the other rows: -refusal is added. Prompts
+  were drawn with replacement: the second refusal to one is -refusal-2, and some repeat the first word for word (46 of
+  the 200 of validation, by a public reader of the file). They are kept, for the card counts them; the number is shown.
+- An empty response is none, and its label (the card: it may have one) is dropped. A null response_label is no label:
+  never count it as harmful, or as safe.
 - violated_categories are of the conversation: a safe prompt may have some (kept), and one that is named after the
   response does not describe the prompt. Do not train a prompt-only category head on them unfiltered.
 - The counts are the card's; the paper's 34,248 differs, unexplained.
 - The texts are harmful by design: this script prints counts and never a text.
+- Checked in TrigoldYixinWan/PCCD, scripts/day11/audit_aegis_provenance.py and the card: files, columns, labels, ids.
 Row: {"id", "messages", "prompt", "response", "prompt_label", "response_label", "categories", "needs_caution",
 "kind": "prompt", "dialogue" or "refusal", "labels": [], "response_source"}.
 """
@@ -173,7 +177,8 @@ def convert(row, where, split, args, unknown):
     caution = label == "safe" and CAUTION in (names[:1] if args.rule == "first" else names)
     messages = [{"role": "user", "content": prompt}] + [{"role": "assistant", "content": response}] * bool(response)
     refusal = by == "refusal_data_augmentation"
-    return {"id": f"aegis2-{split}-{field(row, 'id', where)}" + "-refusal" * refusal, "messages": messages,
+    key = str(row["id"]) if type(row.get("id")) is int else field(row, "id", where)
+    return {"id": f"aegis2-{split}-{key}" + "-refusal" * refusal, "messages": messages,
             "prompt": prompt, "response": response,
             "prompt_label": "unsafe" if caution and args.mapping == "defensive" else label, "response_label": judged,
             "categories": names, "needs_caution": caution,
@@ -204,7 +209,7 @@ def main():
     ap.error = die
     args = ap.parse_args()
 
-    files, shas, source, dropped, unknown = {}, {}, {}, {}, []
+    files, shas, source, dropped, unknown, times, repeated = {}, {}, {}, {}, [], Counter(), Counter()
     for file, path in sources(args.src):
         split, count, sha256 = FILES[file]
         raw, name, shas[file] = checked(path, URL + file, sha256, args.any_version)
@@ -217,8 +222,13 @@ def main():
             row = convert(item, where, split, args, unknown)
             if isinstance(row, str):
                 gone[row] += 1
-            else:
-                rows.append(row)
+                continue
+            if row["kind"] == "refusal":  # more than one to a prompt: the later ones are numbered
+                key, text = row["id"], (split, row["prompt"], row["response"])
+                times[key], times[text] = times[key] + 1, times[text] + 1
+                repeated[split] += times[text] > 1
+                row["id"] += f"-{times[key]}" * (times[key] > 1)
+            rows.append(row)
         if len(items) != count:
             differs(f"{name}: {len(items)} rows, expected {count}", args.any_version)
         source[file] = URL + file if shas[file] == sha256 else Path(name).name
@@ -240,7 +250,8 @@ def main():
         caution = sum(row["needs_caution"] for row in rows)
         print(f"{args.out / name}: {len(rows)} rows, {prompts['unsafe']} unsafe prompts, {responses['unsafe']} unsafe "
               f"and {responses['safe']} safe responses, {caution} needs caution; left out: {gone['redacted']} "
-              f"redacted, {gone['empty']} empty; " + ", ".join(f"{k} {n}" for k, n in kinds.items()))
+              f"redacted, {gone['empty']} empty; " + ", ".join(f"{k} {n}" for k, n in kinds.items())
+              + f" ({repeated[name[:-6]]} of them repeats)" * bool(kinds["refusal"]))
     print("\n".join(f"{file} sha256 {sha}" for file, sha in shas.items()))
 
 

@@ -19,6 +19,7 @@ What to know before using a number from it:
 - `answer` is an integer from 0 to 999. Copies write 33 as "033", "33" or 33: here always "33". Compare numbers.
 - The pinned copy numbers its rows 60 to 89 in an order that is not the exam's. The id here is made from its url.
 - Copies differ in wording: early revisions of Maxwell-Jia/AIME_2024 had errors in I-5, I-6 and II-10. Name the copy.
+- Checked in huggingface/open-r1, src/open_r1/evaluate.py: set, split, columns; url, "033", checksum: public manifests.
 Row: {"id": "2024-I-1", "question", "answer": "204", "solution"}.
 """
 import argparse, hashlib, io, json, os, re, sys

@@ -21,6 +21,7 @@ What to know before using a number from it:
 - Some questions label the choices 1 to 4 instead of A to D: here `answer` is always the 0-based position.
 - llm-foundry's JSONL gives every question four choices, in a few the same text twice, has no ids, and starts with
   "Question: " (taken off here). Only the parquet files have a pinned checksum.
+- Checked in EleutherAI/lm-evaluation-harness, lm_eval/tasks/arc/arc_easy.yaml: columns; pin, rows: public manifests.
 Row: {"id", "question", "choices": texts, "answer": 0-based, "category": "easy" or "challenge"}; the id is
 upstream's, or "arc-easy-1" with the 1-based line where there is none.
 """

@@ -16,11 +16,14 @@ What to know before using a number from it:
 - A dialogue has a system instruction, turns, and distractors, each to be put after one turn of the bot. Every
   distractor makes two rows with the same context up to that turn: the distractor as the user's turn, off-topic, and
   the user turn that stands there in the dialogue, on-topic. A dialogue that ends there makes the first only.
-- A distractor whose bot turn is not in its dialogue is left out and counted. Texts are compared without outer spaces.
+- A distractor that is empty, or whose bot turn is not in its dialogue, is left out and counted. Texts are compared
+  without outer spaces, and turns without text are skipped.
 - train is synthetic (the Mixtral file), test has distractors written by people. Some rows of a dialogue share much of
   their context: resample dialogues (the number in the id), not rows.
+- The set of the same name with -NC (CC-BY-NC-4.0) has other training dialogues (by GPT-4) and a test file of this name.
 - No checksum is published. The revision is pinned; the 1,080 dialogues of train are the paper's count; for test there
   is none to compare with.
+- Checked: the data card and file list at this revision (names, 21.9 MB + 161 kB, licence, 1,080 dialogues, 9 domains).
 Row: {"id": "canttalk-train-1-1-off", "system", "messages": ending with a user turn, "label": "on-topic" or
 "off-topic", "domain", "scenario"}.
 """
@@ -121,8 +124,10 @@ def turns_of(row, where):
     for turn in turns:
         if not isinstance(turn, dict) or turn.get("role") not in ("system", "user", "assistant"):
             die(f"{where}: conversation: expected turns with the role user or assistant")
-        field(turn, "content", where)
-    return [{"role": t["role"], "content": t["content"].strip()} for t in turns if t["role"] != "system"]
+        if not isinstance(turn.get("content"), str):
+            die(f"{where}: content: expected a text")
+    return [{"role": t["role"], "content": t["content"].strip()} for t in turns
+            if t["role"] != "system" and t["content"].strip()]
 
 
 def rows_of(row, where, key, gone):
@@ -135,7 +140,13 @@ def rows_of(row, where, key, gone):
     for i, item in enumerate(items, 1):
         if not isinstance(item, dict):
             die(f"{where}: distractors: expected objects with bot turn and distractor")
-        bot, off = field(item, "bot turn", where).strip(), field(item, "distractor", where).strip()
+        for key_of in ("bot turn", "distractor"):
+            if not isinstance(item.get(key_of), str):
+                die(f"{where}: {key_of}: expected a text")
+        bot, off = item["bot turn"].strip(), item["distractor"].strip()
+        if not bot or not off:
+            gone["empty"] += 1
+            continue
         at = next((n for n, t in enumerate(turns) if t["role"] == "assistant" and t["content"] == bot), None)
         if at is None:
             gone["bot turn not found"] += 1
@@ -183,7 +194,7 @@ def main():
         labels, split = Counter(row["label"] for row in rows), name[:-6]
         print(f"{args.out / name}: {dialogues[split]} dialogues, {labels['off-topic']} off-topic and "
               f"{labels['on-topic']} on-topic rows in {len({row['domain'] for row in rows})} domains; distractors left "
-              f"out: {dropped[split].get('bot turn not found', 0)}\nsha256 {digests[split]}")
+              f"out: {sum(dropped[split].values())}\nsha256 {digests[split]}")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ not established: read the card before passing rows on.
 What to know before using a number from it:
 - The same prompt can be right under one configuration and wrong under another: a row means nothing without `scenario`,
   the text of its safety guideline. An answer is scored for helpfulness and for keeping to that guideline (CoSA-Score).
-- `label` follows the column type where the source has one: allowed -> allowed, disallowed -> forbidden. partial (a
-  part of the prompt may be answered) and rows without a type have null, which no refusal scorer accepts: on purpose.
+- `label` follows the column type where the source has one: safe and allowed -> allowed, disallowed -> forbidden.
+  partial (a part may be answered) and rows without a type have null, which no refusal scorer accepts: on purpose
+  (NVIDIA's guard evaluation counts partial as unsafe).
 - Pinned is the first author's upload of December 2024. The revision of microsoft/CoSApien, the official place, is not
   established; take it with --src. No checksum is published: counts are checked, the checksum is recorded.
 - Human evaluation in the paper had a single annotator. n is 40 a configuration: give intervals.
 - Parquet needs pyarrow (uv run installs it). This script prints counts and never a prompt.
+- Checked in NVIDIA-NeMo/Guardrails, examples/e2e_tests/test_content_safety_rail.py: splits, columns, the four types.
 Row: {"id": "cosapien-game_development-1", "prompt", "category": configuration, "label", "type", "scenario"}; the
 number is the 1-based row of its file.
 """
@@ -164,10 +166,10 @@ def main():
         reader = {".parquet": read_parquet, ".jsonl": read_jsonl}.get(
             Path(file).suffix, lambda raw, name: read_csv(raw, name, ["prompt", "scenario"]))
         for i, (line, row) in enumerate(reader(raw, file), 1):
-            where, kind = f"{file}:{line}", row.get("type")
-            if kind is not None and str(kind).lower() not in (*LABELS, "partial"):
+            where, kind = f"{file}:{line}", row.get("type") or None  # CSV: "" is no type
+            if kind is not None and str(kind).strip().lower() not in (*LABELS, "partial"):
                 die(f"{where}: type: expected {', '.join(LABELS)} or partial")
-            kind = kind and kind.lower()
+            kind = kind and kind.strip().lower()
             rows.append({"id": f"cosapien-{split}-{i}", "prompt": field(row, "prompt", where), "category": split,
                          "label": LABELS.get(kind), "type": kind, "scenario": field(row, "scenario", where)})
     counts, types = Counter(row["category"] for row in rows), Counter(row["type"] or "no type" for row in rows)

@@ -21,6 +21,7 @@ What to know before using a number from it:
 - No checksum is established: the counts are checked, the checksum of the question file is recorded.
 - Images are looked for, never opened. Rows without their image stop the run; --any-version leaves them out.
 - The questions are harmful by design: this script prints counts and never one of them.
+- Checked in ThuCCSLab/FigStep, src/generate_prompts.py and file list; microsoft/PyRIT, figstep_dataset.py: columns.
 Row: {"id": "figstep-TOPIC-TASK", "prompt", "category": topic, "label": "forbidden", "images": [absolute path],
 "question"}.
 """

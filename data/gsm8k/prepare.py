@@ -20,6 +20,7 @@ What to know before using a number from it:
 - Those 8 are simply the first of the training file. They are neither the 8 hand-written examples of the
   chain-of-thought paper (2201.11903) nor the harness's draw: compare a score with them only with a score with them.
 - Some test answers are known to be wrong, and it was public before today's models were trained.
+- Checked in openai/grade-school-math, grade_school_math/dataset.py: fields, "#### ", commas; pin: public manifests.
 Row: {"id": "gsm8k-test-1", "question", "answer": "72", "solution"}; the id holds the split and the 1-based line.
 """
 import argparse, hashlib, json, os, re, sys

@@ -19,6 +19,7 @@ What to know before using a number from it:
   part (files _val and _test); this file holds both. 9 behaviors are also in JailbreakBench: remove duplicates.
 - Copies that differ in one behavior are around, so the checksum decides.
 - The texts are harmful by design: this script prints counts and never a prompt.
+- Columns checked in Virtue-Research/guard-eval-harness, src/guard_eval_harness/datasets/harmbench_behaviors.py.
 Row: {"id": "harmbench-BEHAVIORID", "prompt", "category": semantic category, "label": "forbidden", "kind": "standard",
 "contextual" or "copyright", "behavior", "context": text or ""}.
 """

@@ -16,6 +16,7 @@ What to know before using a number from it:
 - Score an ending as a continuation after one space. The harness reports acc (sum of log-probabilities) and acc_norm
   (divided by the length of the ending); leaderboards quote 10-shot acc_norm. The test split has no public labels.
 - It was public before most of today's models were trained: read it as a before/after measure.
+- Checked in rowanz/hellaswag, data/README.md; huggingface/datasets, datasets/hellaswag/hellaswag.py: keys, types.
 Row: {"question", "choices": 4 texts, "answer": 0..3, "category": "activitynet" or "wikihow"}.
 """
 import argparse, hashlib, json, os, re, sys
@@ -118,6 +119,7 @@ def main():
     rows = []
     for line, row in read_jsonl(raw, name):
         where = f"{name}:{line}"
+        row = {"ctx_b": ""} | row  # the hub's reader takes it for optional, too
         label, endings = row.get("label"), row.get("endings")
         if str(label) not in ("0", "1", "2", "3"):  # the hub's copy has them as text, and "" in the test split
             die(f"{where}: label: expected 0, 1, 2 or 3")

@@ -19,6 +19,7 @@ What to know before using a number from it:
 - pass@k is estimated from n samples; pass@1 of greedy decoding and of sampling differ. The tests are few and miss wrong
   programs: HumanEval+ (EvalPlus) has many more, and its figures are lower. It is in most training data by now.
 - `solution` is the authors' body of the function: use it to test the runner (164 of 164 must pass), never in a prompt.
+- Checked in openai/human-eval, human_eval/data.py: file name, one object a line; both checksums: public manifests.
 Row: {"id": "HumanEval/0", "prompt", "entry_point", "test", "solution"}.
 """
 import argparse, gzip, hashlib, io, json, os, sys, zipfile, zlib

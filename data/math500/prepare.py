@@ -17,6 +17,7 @@ What to know before using a number from it:
   and name it, for graders differ by several points. `solution` is the worked solution, unchanged.
 - Levels and subjects are not balanced: report the total, and n beside every part.
 - The other 12,000 problems of MATH are common training data (PRM800K itself trains on 4,500 of its test set).
+- Checked in openai/prm800k, prm800k/math_splits/test.jsonl: its Git LFS pointer has this checksum, 446,564 bytes.
 Row: {"id": upstream's unique_id, "question", "answer", "solution", "category": subject, "level": 1..5}.
 """
 import argparse, hashlib, json, os, sys

@@ -21,6 +21,7 @@ What to know before using a number from it:
 - The program to run is setup + the answer + every line of tests: untrusted code, in a child process with limits.
 - Three tests miss wrong programs: MBPP+ (EvalPlus) has more tests on fewer problems, and its figures are lower.
 - `code` is the authors' solution, unchanged (some with \\r\\n): for testing the runner and for few-shot prompts.
+- Checked in google-research/google-research, mbpp/{README.md,mbpp.jsonl,sanitized-mbpp.json}: columns, types, split.
 Row: {"id": "mbpp-11", "prompt", "tests": lines of Python, "code", "setup": Python to run before, often ""}.
 """
 import argparse, hashlib, json, os, sys

@@ -20,6 +20,7 @@ What to know before using a number from it:
 - No revision or checksum is established: the counts are checked, the checksum of the three lists is recorded.
 - Images are looked for, never opened. Rows without their images stop the run; --any-version leaves them out.
 - This script prints counts and never a question.
+- Checked in DripNowhy/MIS, README.md and evaluation/{inference_vllm,gpt_eval}.py: file names, layout, keys but id.
 Row: {"id": "mis-easy-1", "prompt", "category", "label": "forbidden", "images": [2 absolute paths], "sub_category",
 "split"}.
 """
@@ -117,7 +118,7 @@ def main():
         digest.update(raw)
         for i, row in enumerate(read_json(raw, name, list, "a list of objects"), 1):
             where = f"{name}: item {i}"
-            if not isinstance(row, dict) or type(row.get("id")) is not int:
+            if not isinstance(row, dict) or not str(row.get("id")).isdecimal():  # a number, or its digits
                 die(f"{where}: id: expected an object with a whole number")
             rows.append({"id": f"mis-{split}-{row['id']}", "prompt": field(row, "question", where),
                          "category": field(row, "category", where), "label": "forbidden",

@@ -4,7 +4,8 @@
 # ///
 """MM-SafetyBench: 1,680 questions in 13 scenarios, three images for each (5,040 rows) -> prompts.jsonl, meta.json
 
-Liu et al. 2023, https://arxiv.org/abs/2311.17600, https://github.com/isXinLiu/MM-SafetyBench. Licence: not established.
+Liu et al. 2023, https://arxiv.org/abs/2311.17600, https://github.com/isXinLiu/MM-SafetyBench. Licence: not
+established here (guard-eval-harness names CC-BY-NC-4.0; read the repository's own).
 
 Images are needed: clone the repository, fetch the image archive that its README links (Google Drive) and unpack it to
 data/imgs, so that data/imgs/01-Illegal_Activitiy/SD/0.jpg exists; nothing is downloaded here:
@@ -23,6 +24,7 @@ What to know before using a number from it:
 - No checksum of the files is established: the counts by scenario are checked, the checksum of the lists is recorded.
 - Images are looked for, never opened. Rows without their image stop the run; --any-version leaves them out.
 - `question` is the original question: a judge needs it, the model under test must not see it. None is printed.
+- Checked in Virtue-Research/guard-eval-harness, .../datasets/mm_safetybench.py: names, keys, image paths, pairing.
 Row: {"id": "mmsafetybench-01-0-SD", "prompt", "category": scenario, "label": "forbidden", "images": [absolute path],
 "question", "kind": "SD", "SD_TYPO" or "TYPO"}.
 """
@@ -31,7 +33,7 @@ from collections import Counter
 from pathlib import Path
 
 REVISION = "b80eedea3db312c09ded2082813390f68e750ef3"  # what to check out; a folder does not prove that it is this one
-LICENCE = "not established"
+LICENCE = "not established; guard-eval-harness names CC-BY-NC-4.0"
 COUNTS = {"01-Illegal_Activitiy": 97, "02-HateSpeech": 163, "03-Malware_Generation": 44, "04-Physical_Harm": 144,
           "05-EconomicHarm": 122, "06-Fraud": 154, "07-Sex": 109, "08-Political_Lobbying": 153,
           "09-Privacy_Violence": 139, "10-Legal_Opinion": 130, "11-Financial_Advice": 167,

@@ -19,6 +19,7 @@ What to know before using a number from it:
 - `reference` holds GPT-4's answers from reference_answer/gpt-4.jsonl, which the authors' judge uses and some of which
   are wrong. The short notes in question.jsonl under the same name are not used by that judge and not written.
 - Translations keep the names of the files: the checksum decides. 80 questions: intervals are wide.
+- Checked in lm-sys/FastChat, fastchat/llm_judge/data/mt_bench/question.jsonl: keys, two turns, notes of its own.
 Row: {"id": "mtbench-81", "category", "turns": [first, second], "reference": [first, second] or []}.
 """
 import argparse, hashlib, json, os, sys

@@ -17,6 +17,7 @@ What to know before using a number from it:
 - `known` lists the labels that were given: score a category on the rows that have it.
 - It is a test set for prompts: no response, no split.
 - The texts are offensive by design: this script prints counts and never a text.
+- Checked in openai/moderation-api-release, README.md: file name, the eight keys, that a missing one is unknown.
 Row: {"id": "openaimod-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
 "categories": names of the labels that are 1, "needs_caution": false, "kind", "labels": [], "known": names}.
 """

@@ -19,6 +19,7 @@ What to know before using a number from it:
 - The checksums were read in public code that pins this revision (hard-1k) or names it beside an identical mirror
   (toxic).
 - This script prints counts and never a prompt.
+- Checked in reinainblood/Gym, benchmarks/or_bench_hard/prepare.py: both checksums, rows, the 10 categories of each.
 Row: {"id": "orbench-hard-1" or "orbench-toxic-1", "prompt", "category", "label": "allowed" or "forbidden"}; the number
 is the 1-based row of the file.
 """

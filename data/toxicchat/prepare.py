@@ -18,6 +18,7 @@ What to know before using a number from it:
 - It is about the user's input. The model's output is not judged and is not kept.
 - Use 0124: the earlier release 1123 has other labels.
 - The texts are offensive in places: this script prints counts and never a text.
+- Checked in Advait-Pathak9222/BurningShadows, controlplane/corpora/toxicchat.py: pin, checksums, columns, 5,654 human.
 Row: {"id": "toxicchat-test-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
 "categories": [], "needs_caution": false, "kind": "human" or "auto", "labels": [], "jailbreaking"}.
 """

@@ -18,13 +18,14 @@ name the one to convert:
 What to know before using a number from it:
 - The header tells the two files apart: vanilla, adversarial, completion, data_type is train; adversarial, data_type
   without vanilla is eval. The prompt is `adversarial` in adversarial rows, else `vanilla`. Completions are not
-  written.
+  written. The column label of eval, 1 harmful and 0 benign, says what data_type says and is not read.
 - adversarial_benign rows look like jailbreaks and are not (label allowed): their refusals are the over-refusal rate.
   Never pool the labels: with 2,000 to 210, refusing everything would look like 90 % right.
 - SafeChain's WildJailbreakEval (300 rows) is another, smaller set made from this one.
 - Evaluation prompts must not be trained on; the train file may hold near copies of them.
 - The checksums were read in public code that pins this revision, not computed from the files here.
 - The terms are yours: keep the rows to yourself. This script prints counts and never a prompt.
+- Checked in Virtue-Research/guard-eval-harness, .../datasets/wildjailbreak.py: columns, labels, tab, empty fields kept.
 Row: {"id": "wildjailbreak-eval-1" or "wildjailbreak-train-1", "prompt", "category": data_type, "label": "forbidden"
 for _harmful, "allowed" for _benign}; the number is the 1-based row of its file.
 """
