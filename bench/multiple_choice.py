@@ -5,10 +5,12 @@
 """
 Multiple choice by log-likelihood: holistic.py against EleutherAI's lm-evaluation-harness, both in one run, same items, model and templates.
 
-    python bench/multiple_choice.py                                  # SmolLM2-135M in fp32; the quiz and what is prepared of MMLU, ARC, HellaSwag
+    python bench/multiple_choice.py                                  # SmolLM2-135M in fp32; the quiz, hellaswag_style and what is prepared of MMLU, ARC, HellaSwag
     python bench/multiple_choice.py --peer-python VENV/bin/python    # lm-eval lives in an environment of its own
     python bench/multiple_choice.py --model DIR --items 200 --peer-batch 1 8 32
 
+hellaswag_style is not HellaSwag: 40 items written for this script, in its shape and lengths, so that the speed on such items is known where
+the benchmark is not at hand. Their wrong endings are absurd on purpose; an accuracy on them says nothing.
 The harness is asked through its own HFLM.loglikelihood, with the batch size that is fastest for it among --peer-batch on the first items of
 each set. Its templates (the YAML files of its tasks) render the same rows and must give the very strings that holistic.py asks, else exit 1.
 Per item the chosen answers (acc: sum of log p; acc_norm: over characters) must be identical, except where the harness's own two best
@@ -29,7 +31,8 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 TIE = 1e-4        # nats: below this the rounding of sums decides, on either side
-SETS = ["quiz", "mmlu", "arc_easy", "arc_challenge", "hellaswag"]
+SETS = ["quiz", "mmlu", "arc_easy", "arc_challenge", "hellaswag", "hellaswag_style"]
+STYLE = Path(__file__).resolve().parent / "hellaswag_style.jsonl"   # rows as data/hellaswag/prepare.py writes them
 
 
 def die(message, code=2):
@@ -79,7 +82,8 @@ def render(rows, name):
     import jinja2
     import lm_eval
     import yaml
-    file = {"mmlu": "mmlu/default/_default_template_yaml", "arc_easy": "arc/arc_easy.yaml", "arc_challenge": "arc/arc_easy.yaml", "hellaswag": "hellaswag/hellaswag.yaml"}[name]
+    file = {"mmlu": "mmlu/default/_default_template_yaml", "arc_easy": "arc/arc_easy.yaml", "arc_challenge": "arc/arc_easy.yaml", "hellaswag": "hellaswag/hellaswag.yaml",
+            "hellaswag_style": "hellaswag/hellaswag.yaml"}[name]
     text = (Path(lm_eval.__file__).parent / "tasks" / file).read_text()
     doc = yaml.safe_load(re.sub(r"!function \S+", "''", text))
     env = jinja2.Environment(keep_trailing_newline=True)
@@ -136,11 +140,27 @@ def gap(v):
     return best[1] - best[0]
 
 
+def choose(a):
+    """-> {set: (its suite of holistic.py, items)}. A file that is not under --data is given by its whole path."""
+    sys.path.insert(0, str(ROOT))
+    import holistic as H
+    flags, sets = H.parse_args(["--data", str(a.data)]), {}
+    like = next(s for s in H.SUITES if s.name == "hellaswag")
+    for suite in [*H.SUITES, type(like)(name="hellaswag_style", file=str(STYLE), domains=like.domains, goal=like.goal)]:
+        if suite.name in a.sets:
+            if H.why_not(suite, flags):
+                print(f"{suite.name}: {H.why_not(suite, flags)}")
+                continue
+            items = suite.items(flags)   # MMLU in its own order: a whole run has 246 questions a subject, whose examples are computed once
+            sets[suite.name] = suite, items[:a.items] if suite.name == "mmlu" else H.stratified(items, a.items, 0)
+    return sets
+
+
 def main():
     p = argparse.ArgumentParser(description="multiple choice: holistic.py against lm-eval", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.error = die
     p.add_argument("--model", default=str(ROOT / "data/smollm2/model"), help="Hugging Face folder")
-    p.add_argument("--data", type=Path, default=ROOT / "data", help="folder with quiz/, mmlu/, arc/, hellaswag/")
+    p.add_argument("--data", type=Path, default=ROOT / "data", help="folder with quiz/, mmlu/, arc/, hellaswag/; hellaswag_style lies in bench/")
     p.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="which of them, where prepared")
     p.add_argument("--items", type=int, default=40, help="items a set, stratified by category; of MMLU the first")
     p.add_argument("--peer-python", default=sys.executable, help="interpreter that has lm-eval")
@@ -155,17 +175,7 @@ def main():
         die(f"--model {a.model}: no config.json there")
     if a.items < 1 or a.pairs < 1 or min(a.peer_batch) < 1:
         die("--items, --pairs and --peer-batch must be at least 1")
-    sys.path.insert(0, str(ROOT))
-    import holistic as H
-    flags = H.parse_args(["--data", str(a.data)])
-    sets = {}
-    for suite in H.SUITES:
-        if suite.name in a.sets:
-            if H.why_not(suite, flags):
-                print(f"{suite.name}: {H.why_not(suite, flags)}")
-                continue
-            items = suite.items(flags)   # MMLU in its own order: a whole run has 246 questions a subject, whose examples are computed once
-            sets[suite.name] = suite, items[:a.items] if suite.name == "mmlu" else H.stratified(items, a.items, 0)
+    sets = choose(a)
     if not sets:
         die(f"nothing is prepared under {a.data}")
     us, them = Side("ours", sys.executable, a), Side("peer", a.peer_python, a)
@@ -210,11 +220,11 @@ def run(a, sets, us, them):
                     ties += gap(y) < TIE
                     differ += [r["id"]] * (gap(y) >= TIE)
         bad += bool(differ)
-        lines.append(f"{name:14s} {len(rows):5d} {rate(len(rows), o):>12s} {rate(len(rows), t):>12s} {batch:6d}  {median(ratios):5.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]  {median(cpu):5.2f}x"
+        lines.append(f"{name:15s} {len(rows):5d} {rate(len(rows), o):>12s} {rate(len(rows), t):>12s} {batch:6d}  {median(ratios):5.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]  {median(cpu):5.2f}x"
                      f"  {len(rows) - len(set(differ)):5d} of {len(rows)} identical{f', {ties} ties' if ties else ''}, log p within {far:.1e}")
         print(lines[-1] if not differ else f"{lines[-1]}  DIFFERENT: {', '.join(differ[:5])}", flush=True)
     ratios = [t / o for o, t in zip(total["ours"], total["peer"])]
-    print(f"\n{'set':14s} {'items':>5s} {'ours':>12s} {'lm-eval':>12s} {'batch':>6s}  ratio, median [min, max] of {a.pairs}  CPU time  choices")
+    print(f"\n{'set':15s} {'items':>5s} {'ours':>12s} {'lm-eval':>12s} {'batch':>6s}  ratio, median [min, max] of {a.pairs}  CPU time  choices")
     print("\n".join(lines))
     cpu = median(t / o for o, t in zip(total["cpu ours"], total["cpu peer"]))
     print(f"all: {median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}], CPU time {cpu:.2f}x; choices {'DIFFER' if bad else 'identical'}")

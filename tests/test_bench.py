@@ -1,5 +1,5 @@
 """The benchmarks of bench/ run and compare like with like; no timing is asserted. Run: python -m pytest tests/test_bench.py (a minute of CPU time: imports of peft and transformers)"""
-import importlib.util, os, pathlib, re, subprocess, sys
+import argparse, collections, importlib.util, json, os, pathlib, re, subprocess, sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -57,3 +57,45 @@ def test_train_step_says_what_is_wrong(tmp_path, args, word):
     (tmp_path / "config.json").write_text("{}")
     done = bench(tmp_path, *args, *model)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and word in done.stderr and done.stdout == ""
+
+def test_hellaswag_style_has_the_shape_of_hellaswag():
+    rows = [json.loads(line) for line in (BENCH / "hellaswag_style.jsonl").read_text().splitlines()]
+    assert len(rows) == len({r["question"] for r in rows}) == 40 and all(list(r) == ["question", "choices", "answer", "category"] for r in rows)
+    assert collections.Counter((r["category"], r["answer"]) for r in rows) == {(c, k): 5 for c in ("activity", "how-to") for k in range(4)}
+    endings = [c for r in rows for c in r["choices"]]
+    assert len(endings) == len(set(endings)) == 160 and {len(r["choices"]) for r in rows} == {4}
+    for text in [r["question"] for r in rows] + endings:
+        assert text == text.strip() and text.isascii() and not re.search(r"  |[\[\]\n]", text) # as the loader cleans them
+    for r in rows:
+        caption, words = r["category"] == "activity", [len(c.split()) for c in r["choices"]]
+        assert re.match(r"[A-Z][\w ]+: [A-Z]" if caption else r"[A-Z][\w -]+: How to [^.]+\. [A-Z]", r["question"]) and r["question"].endswith(".") != caption
+        assert all((c[0].islower() if caption else c[0].isupper()) and c[-1] == "." for c in r["choices"])
+        assert 8 <= min(words) and max(words) <= 25 if caption else 20 <= min(words) and max(words) <= 45
+    longest = [r["choices"].index(max(r["choices"], key=len)) == r["answer"] for r in rows]
+    assert 0 < sum(longest) < 20 # the length does not give the right one away
+
+def test_multiple_choice_reads_hellaswag_style_by_the_suite_of_hellaswag(tmp_path):
+    spec = importlib.util.spec_from_file_location("multiple_choice", BENCH / "multiple_choice.py")
+    mc = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mc)
+    assert "hellaswag_style" in mc.SETS
+    rows = [json.loads(line) for line in (BENCH / "hellaswag_style.jsonl").read_text().splitlines()]
+    ask = lambda n, data: mc.choose(argparse.Namespace(data=data, sets=["hellaswag_style", "hellaswag"], items=n))
+    chosen = ask(40, tmp_path) # nothing is prepared there
+    assert list(chosen) == ["hellaswag_style"]
+    suite, items = chosen["hellaswag_style"]
+    assert [{k: r[k] for k in rows[0]} for r in items] == rows and len({r["id"] for r in items}) == 40
+    assert [suite.context(r) for r in items] == [r["question"] for r in rows]
+    assert [suite.options(r) for r in items] == [[f" {c}" for c in r["choices"]] for r in rows]
+    assert collections.Counter(r["category"] for r in ask(8, tmp_path)["hellaswag_style"][1]) == {"activity": 4, "how-to": 4}
+    (tmp_path / "hellaswag").mkdir()
+    (tmp_path / "hellaswag" / "validation.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    both = ask(40, tmp_path)
+    assert {k: len(v[1]) for k, v in both.items()} == {"hellaswag": 1, "hellaswag_style": 40} and type(both["hellaswag"][0]) is type(suite)
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the peer, lm-eval, is not installed (it is not in requirements.txt)")
+def test_multiple_choice_chooses_as_lm_eval_on_hellaswag_style(tmp_path):
+    model = nano.build(tmp_path / "nano", max_position_embeddings=2048) # else the harness cuts the longer ones
+    done = bench(tmp_path, "--model", model, "--data", tmp_path, "--sets", "hellaswag_style", "--items", 4, "--pairs", 1, "--peer-batch", 8, script=BENCH / "multiple_choice.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^hellaswag_style +4 .* 4 of 4 identical", done.stdout, re.M) and "choices identical" in done.stdout and "differ" not in done.stdout
