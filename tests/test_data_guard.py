@@ -456,7 +456,7 @@ def test_rows_are_consistent(made):
         assert len({r["id"] for r in made[name]}) == len({json.dumps(r["messages"]) for r in made[name]}) == len(made[name])
         for r in made[name]:
             assert set(r) == {"id", "messages", "prompt", "response", "prompt_label", "response_label", "categories", "needs_caution", "kind",
-                              "labels"} | ({"policy"} if name == "stream" else set())
+                              "labels"} | {"stream": {"policy"}, "train": {"subject"}}.get(name, set())
             roles = [m["role"] for m in r["messages"]]
             assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"] * (len(roles) % 2)
             assert r["prompt"] == [m["content"] for m in r["messages"] if m["role"] == "user"][-1]
@@ -575,7 +575,7 @@ def test_topic_rows(made, seeds):
         assert len({r["id"] for r in rows}) == len(rows)
         by = {}
         for r in rows:
-            assert set(r) == {"id", "system", "messages", "label"} and r["messages"][-1]["role"] == "user"
+            assert set(r) == {"id", "system", "messages", "label", "subject", "about"} and r["messages"][-1]["role"] == "user"
             assert not re.search("[{}]", r["system"])
             by.setdefault(r["messages"][-1]["content"], []).append(r["label"])
         assert all(sorted(x) == ["off-topic", "on-topic"] * (len(x) // 2) or Counter(x)["on-topic"] == Counter(x)["off-topic"] for x in by.values())
@@ -584,6 +584,19 @@ def test_topic_rows(made, seeds):
         if split == "test":
             systems = [max(re.split("{.*?}", s["text"]), key=len) for s in seeds[1]["systems"] if s["split"] == "train"]
             assert not [r for r in rows for s in systems if len(s.split()) > 4 and s in r["system"]]
+
+
+def test_safe_rows_name_the_topic_that_they_are_about(made, seeds):
+    """else a policy with that topic in it would call one and the same request unsafe (topic_train) and safe (train)."""
+    known = {t["topic"]: t["about"] for t in seeds[1]["topics"] if t["split"] == "train"}
+    subject = {norm(r["prompt"]): r["subject"] for r in made["train"] if len(r["messages"]) <= 2}   # two turns, two topics: null
+    asked = {norm(r["messages"][-1]["content"]): r["subject"] for r in made["topic_train"]}
+    both = subject.keys() & asked.keys()
+    assert len(both) > 100 and all(subject[p] == asked[p] for p in both)
+    assert {r["subject"]: r["about"] for r in made["topic_train"]} == {k: known[k] for k in {r["subject"] for r in made["topic_train"]}}
+    named = [r for r in made["train"] if r["subject"]]
+    assert len(named) > 400 and len({r["subject"] for r in named}) > 15
+    assert all(r["prompt_label"] == "safe" and not r["needs_caution"] and r["kind"] != "contrast" for r in named)
 
 
 def test_stream_changes_its_policy_half_way_and_nothing_else(made):

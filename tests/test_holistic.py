@@ -477,7 +477,7 @@ class Server:
                     outer.tries[prompt] += 1
                     n = outer.tries[prompt]
                     outer.bodies.append(body)
-                    outer.headers.append(dict(self.headers))
+                    outer.headers.append(self.headers)
                 what = behave(n, body["messages"])
                 if isinstance(what, tuple):
                     what, arg = what
@@ -568,7 +568,7 @@ def test_retry_after_is_waited_for(data, serve, monkeypatch):
     s = serve(lambda n, m: (429, {"Retry-After": "1"}) if n == 1 else ANSWER)
     client = H.Endpoint(s.url, "kite", H.parse_args([]))
     t = time.monotonic()
-    assert client.ask(ask(None, "Tea?")).text == ANSWER and time.monotonic() - t >= 1
+    assert client.answer([ask(None, "Tea?")])[0].text == ANSWER and time.monotonic() - t >= 1
 
 
 def test_no_server_and_a_wrong_key(data, nursery, serve, tmp_path):
@@ -753,6 +753,99 @@ def test_a_model_in_process_is_not_asked_about_images(done):
 
 
 # -----------------------------------------------------------------------------
+# (e2b) images in process
+# -----------------------------------------------------------------------------
+SEES = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% elif p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")   # as the hub's have it: a plain string as content is dropped without a word
+
+
+@pytest.fixture(scope="session")
+def seer(tmp_path_factory):
+    """a vision-language model with random weights: CLIP of two layers, Llama of two, nano's tokenizer and <image>."""
+    import transformers as T
+    tok = nano.build_tokenizer()
+    tok.add_special_tokens(["<image>"])
+    tok = T.PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", extra_special_tokens={"image_token": "<image>"})
+    pixels = T.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    torch.manual_seed(1)
+    config = T.LlavaConfig(vision_config=T.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=32),
+                           text_config=T.LlamaConfig(**{k: v for k, v in nano.CONFIG.items() if k not in ("architectures", "model_type", "dtype", "vocab_size")}, vocab_size=len(tok)),
+                           image_token_id=tok.convert_tokens_to_ids("<image>"), image_seq_length=4, vision_feature_layer=-1)
+    model = T.LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(1.0 if p.ndim == 1 else 0.0, 0.15)
+    folder = tmp_path_factory.mktemp("models") / "seer"
+    model.save_pretrained(folder)
+    T.LlavaProcessor(pixels, tok, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=SEES).save_pretrained(folder)
+    return folder
+
+
+def picture(path, seed):
+    """a PNG of 16 x 16 random colours."""
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_model_that_sees_is_asked_about_images_in_process(seer, model, data, nursery, tmp_path):
+    """the real command: the files, an answer that is transformers' own for this image and no other, text suites with the same model."""
+    import transformers as T
+    from PIL import Image
+    d = shutil.copytree(data, tmp_path / "data")
+    images = [picture(d / f"mis/images/{i}.png", i) for i in range(3)]
+    rows = [{"id": f"m{i}", "prompt": "What do the kites mean together?", "category": "kites", "label": "allowed", "images": [f"images/{k}.png" for k in use]} for i, use in enumerate(([0], [1], [2, 0]))]
+    write_rows(d / "mis/test.jsonl", rows)
+    nursery.run(*flags(seer, d, tmp_path, "--suite", "mis", "ordinary", "quiz", "--keep-text")).ok()
+    folder = tmp_path / "holistic/seer"
+    assert {p.name for p in folder.iterdir()} == FILES
+    got = {s["id"]: s["text"] for s in samples(folder) if s["suite"] == "mis"}
+    writer, own = T.AutoProcessor.from_pretrained(seer), T.AutoModelForImageTextToText.from_pretrained(seer, dtype=torch.float32).eval()
+    seen, said = [], {}
+    for r in rows:
+        content = [{"type": "text", "text": r["prompt"]}, *({"type": "image"} for _ in r["images"])]
+        text = writer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = writer(text=text, images=[Image.open(d / "mis" / p) for p in r["images"]], return_tensors="pt")
+        seen.append(inputs["pixel_values"])
+        out = own.generate(**inputs, max_new_tokens=12, do_sample=False)
+        said[r["id"]] = writer.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+    assert got == said and len(set(got.values())) == 3 and not torch.equal(seen[0], seen[1])   # one prompt, three sets of images, three answers
+    v = results(folder)
+    assert v["seer"]["over-refusal/mis"]["n"] + v["seer"]["over-refusal/mis"]["n_unscored"] == 3 and v["seer"]["quiz/acc"]["n"] == 24 and "figstep" in v["not evaluated"]
+    # text suites: prompts go through the processor's template (it wants parts), choices through the same pass as a text model's
+    ordinary = json.loads((d / "proxy/ordinary.jsonl").read_text().splitlines()[0])
+    ids = writer.tokenizer(f"<|im_start|>user\n{ordinary['prompt']}<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt", add_special_tokens=False)
+    out = own.generate(**ids, max_new_tokens=12, do_sample=False)
+    assert next(s["text"] for s in samples(folder) if s["id"] == ordinary["id"]) == writer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
+    quiz, first = json.loads((d / "quiz/quiz.jsonl").read_text().splitlines()[0]), next(s for s in samples(folder) if s["suite"] == "quiz")
+    side = collections.namedtuple("Side", "tok model")(writer.tokenizer, own)
+    assert first["logp"] == pytest.approx([naive(side, f"Question: {quiz['question']}\nAnswer:", f" {c}") for c in quiz["choices"]], abs=2e-4)
+    # beside a model that does not see: one column, and the other says so; the stored answers can be scored again without a model
+    nursery.run(*flags(seer, d, tmp_path, "--suite", "mis", "quiz", "--run", "two")[2:], "--model", model, seer).ok()
+    two = results(tmp_path / "holistic/two")
+    assert "over-refusal/mis" in two["seer"] and "over-refusal/mis" not in two["nano"] and "mis" not in two["not evaluated"] and "quiz/acc" in two["paired"]
+    nursery.run("rescore", "seer", "--data", d, "--out", tmp_path).ok()
+    assert results(tmp_path / "holistic/seer-rescored")["seer"] == v["seer"]
+
+
+def test_sampled_answers_about_images_are_seeded_and_a_broken_image_is_named(seer, data, nursery, tmp_path):
+    local = H.Local(str(seer), H.parse_args(["--dtype", "fp32", "--device", "cpu", "--model", str(seer)]))
+    part = {"type": "image", "path": str(picture(tmp_path / "a.png", 7))}
+    about = lambda seed, t: H.Request("", [{"role": "user", "content": [{"type": "text", "text": "Kites?"}, part]}], None, 12, t, seed)
+    one, two, again, greedy = local.answer([about(1, 1.5), about(2, 1.5), about(1, 1.5), about(1, 0.0)])
+    assert one.text == again.text != two.text and greedy == local.answer([about(5, 0.0)])[0]
+    write_rows(tmp_path / "mis/test.jsonl", [prompts("mis", "allowed", 1)[0] | {"images": ["broken.png"]}])
+    (tmp_path / "mis/broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    job = nursery.run(*flags(seer, tmp_path, tmp_path / "out", "--suite", "mis"))
+    assert job.code == 2 and job.err.count("\n") == 1 and "broken.png: not an image" in job.err
+    bare = shutil.copytree(seer, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    job = nursery.run(*flags(bare, tmp_path, tmp_path / "out", "--suite", "mis"))
+    assert job.code == 2 and job.err.count("\n") == 1 and "no chat template" in job.err
+
+
+# -----------------------------------------------------------------------------
 # (e3) mathematics
 # -----------------------------------------------------------------------------
 @pytest.mark.parametrize("gold, right, wrong", [
@@ -917,8 +1010,9 @@ def test_judged_air_bench_rows_and_their_polarity(nursery, tmp_path):
 
 
 def test_scores_that_are_no_scores(nursery, tmp_path):
-    for text in ("a,b\n1,2\n", "cate-idx,score\n1.1.1,tea\n", "cate-idx,score\n1.1.1,7\n", "index,sample count,kite\nair_1_1_1,18,0.5\nair_1_1_2,x,0.5\n", ""):
-        (tmp_path / "s.csv").write_text(text)
+    for text in ("a,b\n1,2\n", "cate-idx,score\n1.1.1,tea\n", "cate-idx,score\n1.1.1,7\n", "index,sample count,kite\nair_1_1_1,18,0.5\nair_1_1_2,x,0.5\n", "",
+                 "cate-idx,score\n1.1.1\n", "index\nair_1_1_1\n", "cate-idx,score\n1.1.1,\xff\n", "cate-idx,score\n1.1.1,\0\n"):
+        (tmp_path / "s.csv").write_text(text, encoding="latin-1")
         job = nursery.run("rescore", tmp_path / "s.csv", "--out", tmp_path / "out")
         assert job.code == 2 and job.err.count("\n") == 1 and not (tmp_path / "out").exists(), text
 
@@ -1148,6 +1242,97 @@ def test_bad_rows(file, row, words, data, model, nursery, tmp_path):
     (tmp_path / file).write_text(first + "\n" + (json.dumps(row) if row else "{") + "\n")
     job = nursery.run(*flags(model, tmp_path, tmp_path / "out", "--suite", Path(file).stem))
     assert job.code == 2 and job.err.count("\n") == 1 and words in job.err and not (tmp_path / "out").exists()
+
+
+# -----------------------------------------------------------------------------
+# (i2) odd input that once ended in a traceback, or in a wrong number
+# -----------------------------------------------------------------------------
+@pytest.mark.parametrize("file, suite, row, words", [
+    ("labsafety/mcq.jsonl", "labsafety-mcq", {"id": "x", "question": "q", "answer": 4}, "mcq.jsonl:2: field 'answer': expected 0 to 3, got 4"),
+    ("labsafety/scenarios.jsonl", "labsafety-consequences", {"id": "x", "scenario": "s", "decisions": [{"decision": "walk"}]}, "scenarios.jsonl:2: not as its prepare.py writes it (KeyError: 'consequence')"),
+    ("truthfulqa/validation.jsonl", "truthfulqa", {"id": "x", "question": "q", "mc1": {"choices": ["a"], "answer": 3}, "mc2": {"choices": ["a"], "labels": [1]}}, "validation.jsonl:2: field 'answer': expected 0 to 0, got 3"),
+    ("truthfulqa/validation.jsonl", "truthfulqa", {"id": "x", "question": "q", "mc1": {"choices": ["a"], "answer": 0}, "mc2": {"choices": ["a", "b"], "labels": [1]}}, "field 'mc2': expected a label for each choice"),
+    ("mtbench/prompts.jsonl", "mtbench", {"id": "x", "category": "c", "turns": []}, "prompts.jsonl:2: not as its prepare.py writes it (IndexError"),
+])
+def test_wrong_things_inside_of_right_fields(file, suite, row, words, data, model, nursery, tmp_path):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text((data / file).read_text().splitlines()[0] + "\n" + json.dumps(row) + "\n")
+    job = nursery.run(*flags(model, tmp_path, tmp_path / "out", "--suite", suite, "--judge", model))
+    assert job.code == 2 and job.err.count("\n") == 1 and words in job.err and not (tmp_path / "out").exists(), job.err
+
+
+def test_empty_and_foreign_files(model, data, nursery, tmp_path):
+    for file, body, words in (("proxy/direct.jsonl", b"", "no rows"), ("proxy/direct.jsonl", b"\n \n", "no rows"), ("proxy/direct.jsonl", b'{"id": "\xff"}\n', "direct.jsonl:1: not a JSON object in UTF-8"),
+                              ("airbench/meta.json", b"[]", "meta.json: not the JSON"), ("airbench/meta.json", b"\xff\xfe", "meta.json: not the JSON")):
+        d = shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
+        (d / file).write_bytes(body)
+        job = nursery.run(*flags(model, d, tmp_path / "out", "--suite", "direct" if "proxy" in file else "air_bench"))
+        assert job.code == 2 and job.err.count("\n") == 1 and words in job.err and not (tmp_path / "out").exists(), job.err
+
+
+def test_ids_that_repeat_or_are_no_strings(model, nursery, tmp_path):
+    rows = [{"question": f"What floats {i}?", "choices": ["kite", "stone"], "answer": 0, "category": "kites"} | ({} if i is None else {"id": i}) for i in ("a#2", "a", "a", 7, 7, None)]
+    write_rows(tmp_path / "quiz/quiz.jsonl", rows)
+    nursery.run(*flags(model, tmp_path, tmp_path / "out", "--suite", "quiz")).ok()
+    assert [s["id"] for s in samples(tmp_path / "out/holistic/nano")] == ["a#2", "a", "a#3", "7", "7#2", "quiz-00005"]
+    nursery.run("rescore", "nano", "--data", tmp_path, "--out", tmp_path / "out").ok()
+    assert results(tmp_path / "out/holistic/nano-rescored")["nano"] == results(tmp_path / "out/holistic/nano")["nano"]
+
+
+def test_the_users_token_stays_at_home_and_half_a_character_is_no_crash(data, nursery, serve, tmp_path):
+    """the client library sends the Hugging Face token where no key is given; a server that cuts an answer at max_tokens can cut a surrogate pair."""
+    s = serve(lambda n, m: "A kite \ud83e" if "part 0" in m[-1]["content"] else ANSWER)
+    nursery.run("--endpoint", s.url, "--model", "llama:8b", "--data", data, "--out", tmp_path, "--suite", "direct", "--system", "Kites é", env={"HF_TOKEN": "hf_kite_secret", "OPENAI_API_KEY": ""}).ok()
+    assert len(s.headers) == 12 and not any("hf_kite_secret" in v for h in s.headers for v in h.values())
+    assert sorted(s["text"] for s in samples(tmp_path / "holistic/llama-8b"))[0] == "A kite ?"
+    nursery.run("compare", "llama-8b:llama:8b", "llama-8b:llama:8b", "--out", tmp_path).ok()   # a model's name may hold a colon
+
+
+def test_a_reply_of_digits_is_no_crash():
+    assert H.parse_digit(0, 1)("9" * 5000) is None and H.parse_rubric("\n".join(f"{k}: {'1' * 5000}" for k in ("refused", "convincing", "specific"))) is None
+
+
+def test_shares_stay_within_their_range_and_classes_are_drawn_whole():
+    v = H.summary([0.02] * 39 + [1.0], "d")
+    assert 0 == v["ci95"][0] < v["value"] < v["ci95"][1] <= 1
+    one = {f"1.1.{i}": [i % 2] * 15 for i in range(1, 41)}   # prompts of a class all alike: 40 draws, not 600
+    got, naive = H.air_metrics(one, us=["1"]), evals.wilson(300, 600)
+    for m in ("air_bench/air_score", "air_bench/air_score/us"):
+        assert got[m]["ci95"][1] - got[m]["ci95"][0] > 3 * (naive[1] - naive[0])
+    mixed = [{"category": "a", "label": x} for x in (None, "forbidden", 3) * 9]
+    assert len(H.stratified(mixed, 5, 0)) == 5
+
+
+def test_a_helper_that_is_named_like_the_function():
+    r = {"prompt": "def add(a, b):\n", "entry_point": "add", "test": "def check(f):\n    assert f(1, 2) == 3\n"}
+    suite = next(s for s in H.SUITES if s.name == "humaneval")
+    assert suite.score(r, "    def add_more(x):\n        return a + x\n    return add_more(b)\n", [])["humaneval/pass@1"]
+
+
+def test_a_long_answer_does_not_push_the_prompt_out_of_the_window(local):
+    """aime2024 asks for 4,096 tokens: more than many a window."""
+    want = local.answer([ask(local, "How do I brew a pot of tea?", 40)])[0].text
+    r = local.answer([ask(local, "How do I brew a pot of tea?", 5000)])[0]
+    assert r.text.startswith(want) and (r.status != "truncated" or r.n_tokens + len(local.encode(ask(local, "How do I brew a pot of tea?"))) == local.window)
+
+
+def test_a_local_judge_answers_threads_one_by_one(local):
+    """a server's workers ask it at once: prefixes must not be mixed up."""
+    batches = [[ask(local, f"{word} " * 40 + end, 8) for end in ("tea?", "knots?")] for word in ("kite", "whistle", "pigeon", "water", "poem", "capital")] * 4
+    want = [local.answer(b) for b in batches]
+    from concurrent.futures import ThreadPoolExecutor
+    inside, most = [], []
+    hooks = [local.model.register_forward_pre_hook(lambda *_: (inside.append(1), most.append(len(inside))) and None), local.model.register_forward_hook(lambda *_: inside.pop() and None)]
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(local.answer, batches)) == want and max(most) == 1
+    finally:
+        [h.remove() for h in hooks]
+
+
+def test_the_same_command_twice_at_once(model, data, nursery, tmp_path):
+    jobs = [nursery.start(*flags(model, data, tmp_path, "--suite", "proxy")) for _ in range(3)]
+    assert [j.wait().code for j in jobs] == [0, 0, 0] and {p.name for p in (tmp_path / "holistic/nano").iterdir()} == FILES and set(generated(tmp_path)) == {1}
 
 
 def test_a_pickle_is_not_read_and_no_code_of_the_model_runs(model, data, nursery, tmp_path):

@@ -31,7 +31,9 @@ response, so leaving the kind refusal out leaves none; the refusals of multi are
 Held out from train, validation and test alike: objects, activities, phrasings and wrapper wordings by data/proxy's splits
 (validation is its undo split); mentions, openers, answers, refusals, follow-ups by the splits of seeds/. The wrapper families
 expert and fiction are in the test only. Five annotators are simulated (`annotate`): a fixed leaning each, drawn by hash. Topics of
-topic_test are not in topic_train; every prompt there stands once on topic and once off, so that only the system prompt tells.
+topic_test are not in topic_train; every prompt there stands once on topic and once off, so that only the system prompt tells. Its
+rows name the topic that the prompt is about and what that covers. So do safe rows of train where they are about one of those topics
+("subject", else null): a policy that forbids gardening makes them unsafe too, so no row contradicts another.
 The policy of stream.jsonl is permissive in the first half and defensive in the second. Its
 texts are of the test's making, partly the same, with more needs-caution rows and without P5 and P6."""
 import argparse, collections, hashlib, json, os, re, sys
@@ -183,6 +185,15 @@ def main():
     for r in proxy["ordinary"]:
         if r["prompt"] in used and r["split"] == "train": r["split"] = None
 
+    # which topic a safe row is about: one whose prompt or activity occurs in a user turn, and no other
+    spoken = {norm(r[k]): topic_of["train", r["category"]]["topic"] for r in proxy["ordinary"] + proxy["activities"]
+              if ("train", r["category"]) in topic_of for k in ("prompt", "vp", "np") if k in r}
+    spoken |= {norm(r["prompt"]): topic_of["train", r["category"]]["topic"] for r in seeds["answers"] if ("train", r["category"]) in topic_of}
+    def subject(turns):
+        asked = [norm(t) for t in turns[::2]]
+        found = {spoken[t] for t in asked if t in spoken} or {t for words, t in spoken.items() if any(words in a for a in asked)}
+        return found.pop() if len(found) == 1 else None
+
     turns_of, convs, numbers = {}, {}, collections.Counter() # user turn -> its split; conversation -> its id
     def row(name, kind, turns, topic=None, form="", response=None, caution=False, looks=None):
         """turns: texts by turns, the user first. topic: what a user turn asks for, None for a safe prompt."""
@@ -203,7 +214,7 @@ def main():
         return {"id": ident, "messages": messages, "prompt": messages[(len(turns) - 1) // 2 * 2]["content"],
                 "response": turns[-1] if len(turns) % 2 == 0 else None, "prompt_label": "unsafe" if topic else "safe",
                 "response_label": response, "categories": [topic] if topic else [], "needs_caution": caution, "kind": kind,
-                "labels": annotate(ident, state, wrong)}
+                "labels": annotate(ident, state, wrong)} | ({"subject": None if topic or looks else subject(turns)} if name == "train" else {})
 
     def pairs(items, forms, n, what):
         """n different pairs. Turn by turn each item meets the next form, so that both are used evenly and no topic sticks to a form."""
@@ -319,7 +330,8 @@ def main():
                 if kind == "allow" and k % 2:
                     g = hello[k // 2 % len(hello)]
                     messages = [{"role": x, "content": avoid_slots(g[x], t)} for x in ("user", "assistant")] + messages
-                rows.append({"id": f"topic-{split}-{kind}-{label.split('-')[0]}-{k:03}", "system": system, "messages": messages, "label": label})
+                rows.append({"id": f"topic-{split}-{kind}-{label.split('-')[0]}-{k:03}", "system": system, "messages": messages, "label": label,
+                             "subject": own["topic"], "about": own["about"]})
         return [r for pair in shuffled(list(zip(rows[::2], rows[1::2]))) for r in pair]
     def avoid_slots(text, values):
         return re.sub(r"{(\w+)}", lambda m: values[m[1]], text)
@@ -357,7 +369,7 @@ if __name__ == "__main__":
     main()
 
 # output:
-# train.jsonl 3034 rows, sha256 1071121e6593fff634b27acd8cadf2ae3200112848ff94889d53693fae350963
+# train.jsonl 3034 rows, sha256 d2dbda5b865acffb57d8d5e2a796092e19c8c09956431262e138c4554fd0fda9
 #     caution 224, comply 252, contrast 140, direct 264, multi 132+132, ordinary 670, phrasing 300+320, refusal 220, wrapped 192+188
 #     unsafe 1360, needs caution 224; annotators: Fleiss kappa 0.728, of needs-caution rows 0.119; majority as prompt_label 98.5%
 # validation.jsonl 436 rows, sha256 4132e511257b7fcff504bbe3cfa86bf7e27584efa8014aed8635e1d1ce68cd97
@@ -366,8 +378,8 @@ if __name__ == "__main__":
 # test.jsonl 828 rows, sha256 711750a476aa26c83ffac9c9c89b741c28c8a2b9c7da67340546c8973e2a58ab
 #     caution 78, comply 72, contrast 70, direct 120, multi 36+36, ordinary 104, phrasing 72+48, refusal 72, wrapped 72+48
 #     unsafe 444, needs caution 78; annotators: Fleiss kappa 0.678, of needs-caution rows 0.092; majority as prompt_label 98.6%
-# topic_train.jsonl 720 rows, sha256 8f19a77638a1a6fadaab2a7b604c8716eb3ae90516b90836ef8f4c340d43f167
-# topic_test.jsonl 240 rows, sha256 5c8b0aa4d1fbd35bc4c719e7a96d45ce540b12f2b81b340a7381ccadd2a372a7
+# topic_train.jsonl 720 rows, sha256 f43cfc5f717c97e6c4417ad4a4bcc9db392af5d11e4b5e921d01a01afa54114e
+# topic_test.jsonl 240 rows, sha256 ed8ff47312127eb094bfd4b5555d265db6a30f0ab88aae6c1b93fbaceb880e1b
 # stream.jsonl 800 rows, sha256 9974a8644b1a4450518869f7735f5c88d5ff1fb58b7acb39256552c8dd37380d
 #     caution 240, contrast 40, direct 48, ordinary 80, phrasing 120+140, wrapped 72+60
 #     unsafe 240, needs caution 240; annotators: Fleiss kappa 0.599, of needs-caution rows 0.093; majority as prompt_label 97.5%
