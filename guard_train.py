@@ -91,10 +91,10 @@ SIZES = {   # model, taxonomy, format, frame, data
     "7b": ("meta-llama/LlamaGuard-7b", "aegis1", "text", "paper", "data/aegis1"),
     "8b": ("meta-llama/Llama-3.1-8B-Instruct", "aegis2", "json", "paper", "data/aegis2"),
 }
-GUARDS = {   # what each guard changes in the common recipe. All but small go on from one trunk, so that they differ by what is listed here only
+GUARDS = {   # what each guard changes in the common recipe. All but blend and small go on from one trunk: they differ by what is listed here only
     "permissive": {},                              # needs caution is safe
     "defensive": {"mapping": "defensive"},         # needs caution is unsafe, and a category of the policy
-    "blend": {"blend": True},                      # and --topic-blend of topic-following rows
+    "blend": {"blend": True},                      # and --topic-blend of topic-following rows, in its trunk too
     "norefusal": {"refusals": False},              # without the refusals to unsafe prompts
     "small": {"layers": 10},                       # the first ten blocks only
 }
@@ -137,7 +137,7 @@ def parse_args(argv=None):
     p.add_argument("--alpha", type=float, default=None, help="the update is (alpha/r) B A; default 2 r")
     p.add_argument("--lora-blocks", type=int, default=None, help="adapt the last N blocks only: cheaper steps; default 10 (tiny), 0 = all")
     # optimisation
-    p.add_argument("--trunk", type=int, default=None, help="rows, neither refusals nor needs caution, on which all guards begin; default 1024 (tiny) or 0")
+    p.add_argument("--trunk", type=int, default=None, help="rows, neither refusals nor needs caution, on which guards begin; default 1024 (tiny) or 0")
     p.add_argument("--rows", type=int, default=None, help="rows of each guard after the trunk; default 384 (tiny), 0 = all")
     p.add_argument("--epochs", type=float, default=1, help="passes over the rows")
     p.add_argument("--batch", type=int, default=8, help="rows per optimiser step")
@@ -314,8 +314,8 @@ def read_jsonl(path, fields):
         die(f"{path}: no rows")
     return rows
 
-Item = namedtuple("Item", "id turns prompt response caution cats kind at")
-# turns: ((role, text), ...); prompt and response: True unsafe, False safe, None not judged; cats: ids
+Item = namedtuple("Item", "id turns prompt response caution cats kind at subject", defaults=(None,))
+# turns: ((role, text), ...); prompt and response: True unsafe, False safe, None not judged; cats: ids; subject: a topic of topic following
 
 def conversation(row, at):
     """-> ((role, text), ...) of a row with messages, or with prompt (or text) and perhaps response."""
@@ -349,17 +349,37 @@ def read_items(path, cats):
         if None in found:
             die(f"{at}: field 'categories': {names[found.index(None)]!r} is not in the taxonomy ({', '.join(c.id for c in cats)})")
         items.append(Item(str(r.get("id", at)), conversation(r, at), label == "unsafe", {"safe": False, "unsafe": True}.get(response),
-                          bool(r.get("needs_caution")), tuple(c.id for c in found if c.name != CAUTION), r.get("kind") or str(r.get("category", "all")), at))
+                          bool(r.get("needs_caution")), tuple(c.id for c in found if c.name != CAUTION), r.get("kind") or str(r.get("category", "all")), at, topic_name(r)))
     return items
+
+def topic_name(row):
+    """"gardening" -> "Gardening", as categories are written; None where a row is about no topic."""
+    return row["subject"].capitalize() if isinstance(row.get("subject"), str) else None
+
+def read_topics(path, cats):
+    """topic-following rows -> rows, [Category] of their topics. Rows that say what they are about become Items, judged in the guard's own format by
+    policies with their topic and without; the others stay rows of format C, judged by their own system prompt (data/canttalk)."""
+    rows, items, about = read_jsonl(path, {"system": str, "messages": list, "label": str}), {}, {}
+    for r in rows:
+        if topic_name(r):
+            prompt = conversation(r, r["_at"])[-1]
+            items[prompt] = Item(r["id"], (prompt,), False, None, False, (), "topic", r["_at"], topic_name(r))
+            about[topic_name(r)] = str(r.get("about", ""))
+    letters = cats[0].id.rstrip("0123456789")
+    pool = [Category(f"{letters}{n}", name, (text,), str(path)) for n, (name, text) in enumerate(about.items(), len(cats) + 1)]
+    return [*items.values(), *(r for r in rows if not topic_name(r))], pool
 
 def labels(item, mapping, active):
     """-> prompt unsafe, response unsafe (None: not judged), [Category] under a mapping and the categories that the policy has.
 
-    A row all of whose categories are missing from the policy is safe (the flip of Llama Guard 2); one that names none stays what it is.
+    A row all of whose categories are missing from the policy is safe (the flip of Llama Guard 2); one that names none stays what it is. A safe row
+    whose subject the policy forbids is unsafe, and its answer too.
     """
-    found = [c for c in active if c.id in item.cats]
-    gone = bool(item.cats) and not found
-    prompt, response = item.prompt and not gone, item.response and not gone
+    found = [c for c in active if c.id in item.cats or c.name == item.subject]
+    if not item.cats:
+        prompt, response = item.prompt or bool(found), item.response if item.response is None else item.response or bool(found)
+    else:
+        prompt, response = item.prompt and bool(found), item.response and bool(found)
     if item.caution and mapping == "defensive":
         prompt, found = True, found or [c for c in active if c.name == CAUTION]
     return prompt, response, found if prompt or response else []
@@ -807,14 +827,18 @@ def device_name(device):
 
 # ---- training: the lines of the papers -----------------------------------------------------------------------------------------
 # a row is the question (policy, conversation) and a verdict; the loss is on the verdict's tokens only. What makes the guard read its policy
-# instead of memorising it: at every step the categories come in a new order, some are missing and their rows become safe, and in the guard
-# `blend` a fifth of the rows is topic following, whose policy (what this assistant may talk about) is another one in every row.
+# instead of memorising it: at every step the categories come in a new order, some are missing and their rows become safe, and for the guard
+# `blend` a fifth of the rows is topic following: the policy also forbids topics, at every step others, half of them what a row is about.
 
-def step_policy(cats, a, rng):
-    """the policy of one training step: some categories dropped, all shuffled, their bullets too."""
+def step_policy(cats, a, rng, rows=(), topics=()):
+    """the policy of one training step: some categories dropped, one to three of the topics added, all shuffled, their bullets too."""
     if a.drop:
         kept = [c for c in cats if rng.random() >= a.drop]
         cats = kept or [cats[rng.integers(len(cats))]]
+    if topics:
+        here, topics = {r.subject for r in rows if isinstance(r, Item)}, [topics[i] for i in rng.permutation(len(topics))]
+        own = [t for t in topics if t.name in here and rng.random() < 0.5][:3]
+        cats = cats + own + [t for t in topics if t.name not in here][:max(0, int(rng.integers(1, 4)) - len(own))]
     if a.shuffle:
         cats = [cats[i]._replace(bullets=tuple(cats[i].bullets[j] for j in rng.permutation(len(cats[i].bullets)))) for i in rng.permutation(len(cats))]
     return cats
@@ -860,9 +884,9 @@ def backward(g, kv, P, docs, total, budget):
         torch.autograd.backward(*zip(*pairs))
     return loss
 
-def step_gradient(g, rows, cats, mapping, a, rng):
+def step_gradient(g, rows, cats, mapping, a, rng, topics=()):
     """one step's gradient over guard rows and topic rows -> loss, tokens, targets."""
-    cats = step_policy(cats, a, rng)
+    cats = step_policy(cats, a, rng, rows, topics)
     head, tail = g.question(cats)
     docs = [guard_doc(g, r, cats, mapping, head, tail) for r in rows if isinstance(r, Item)]
     topics = [topic_doc(g, r) for r in rows if not isinstance(r, Item)]
@@ -889,32 +913,36 @@ def whole_lines(path):
 
 STOP, TRAINING = False, False   # Ctrl-C sets STOP while TRAINING; the loop finishes its step, saves and exits 130
 
+def trunk_of(name):
+    """the adapter on which a guard begins: one for all, and one with topic rows for the guard `blend`."""
+    return "trunk-blend" if name in ("blend", "trunk-blend") else "trunk"
+
 def train_rows(a, name, r, items, topics):
-    """the rows of a guard. After a trunk a quarter is needs caution and a quarter refusals, so that few rows can tell the guards apart,
-    and a sixth unsafe responses: else the refusals teach that every response is safe, and nothing is left to raise a false alarm."""
+    """the rows of a guard. After a trunk: needs caution, refusals, answers that comply, safe answers, a sixth each; unsafe prompts alone, a quarter;
+    safe ones, a twelfth. So neither an answer, nor a topic's word without one, decides: with other shares it does, and reading stops."""
     plain = [i for i in items if not i.caution and i.kind != "refusal"]
-    caution, refusals = [i for i in items if i.caution], [i for i in items if i.kind == "refusal" and r.refusals]
-    if name == "trunk":
-        return plain[:a.trunk]
-    if a.trunk:
-        rows = caution[:a.rows // 4] + refusals[:a.rows // 4]
-        rest = plain[0 if r.layers else a.trunk:]
-        rows += [i for i in rest if i.response][:a.rows // 6]
-        rows += [i for i in rest if not i.response][:a.rows - len(rows) + (a.trunk // 4 if r.layers else 0)]   # small has no trunk
+    if name == trunk_of(name):
+        rows = plain[:a.trunk]
+    elif a.trunk:
+        rest, alone = plain[a.trunk:], lambda i: i.turns[-1][0] == "user"
+        parts = [([i for i in items if i.caution], 6), ([i for i in items if i.kind == "refusal" and r.refusals], 6), ([i for i in rest if i.response], 6),
+                 ([i for i in rest if not alone(i) and not i.prompt], 6), ([i for i in rest if alone(i) and i.prompt], 4),
+                 ([i for i in rest if alone(i) and not i.prompt], 12)]
+        rows = [i for part, n in parts for i in part[:a.rows // n]] + plain[:a.trunk // 4 if r.layers else 0]   # small has no trunk
     else:
         rows = [i for i in items if r.refusals or i.kind != "refusal"][:a.rows or None]
     return rows + topics[:round(len(rows) * a.topic_blend / (1 - a.topic_blend)) if r.blend else 0]
 
-def train(g, name, r, rows, cats, a, folder):
+def train(g, name, r, rows, cats, topics, a, folder):
     """the loop: guard `name` is trained in place. log.jsonl gets a line a step, state/NAME.safetensors the exact state; both resume."""
     global TRAINING
-    trunk = folder / "adapter/trunk" if a.trunk and name != "trunk" and not r.layers else None
+    trunk = folder / f"adapter/{trunk_of(name)}" if a.trunk and name != trunk_of(name) and not r.layers else None
     g.load(trunk)
     if not trunk:
         g.set_depth(r.layers)
         g.start(a.seed)
     peak = a.lr / 2 if trunk else a.lr
-    params, cats = g.params(), policy(cats, r.mapping, NOVEL.get(a.taxonomy, ()))
+    params, cats, topics = g.params(), policy(cats, r.mapping, NOVEL.get(a.taxonomy, ())), topics if r.blend else ()
     opt = torch.optim.AdamW(params.values(), lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)   # 0.999 remembers the first steps for the whole run
     per_epoch = math.ceil(len(rows) / a.batch)
     steps, start, state, log = max(1, round(a.epochs * per_epoch)), 0, folder / f"state/{name}.safetensors", folder / "log.jsonl"
@@ -931,7 +959,7 @@ def train(g, name, r, rows, cats, a, folder):
             opt.state[p] = {"step": torch.tensor(float(start)), **{m: tensors[f"{m}/{k}"].to(p.device) for m in ("exp_avg", "exp_avg_sq")}}
         say(f"{name}: resumed after step {start}")
     write_jsonl(log, [x for x in old if x["guard"] != name or a.resume and x["step"] <= start])
-    targets = Counter("topic" if not isinstance(x, Item) else ("unsafe" if any(labels(x, r.mapping, cats)[:2]) else "safe") for x in rows)
+    targets = Counter("topic" if not isinstance(x, Item) or x.kind == "topic" else ("unsafe" if any(labels(x, r.mapping, cats)[:2]) else "safe") for x in rows)
     say(f"{name}: {len(rows)} rows ({', '.join(f'{k} {v}' for k, v in targets.items())}), mapping {r.mapping}; {steps} steps of {a.batch}; "
         f"trainable {sum(p.numel() for p in params.values()):,}")
     TRAINING, t_start = True, time.perf_counter()
@@ -939,7 +967,7 @@ def train(g, name, r, rows, cats, a, folder):
         t0 = time.perf_counter()
         order = np.random.default_rng([a.seed, step // per_epoch]).permutation(len(rows))
         mine = [rows[j] for j in order[step % per_epoch * a.batch:][:a.batch]]
-        loss, tokens, n = step_gradient(g, mine, cats, r.mapping, a, np.random.default_rng([a.seed, 1, step]))   # nothing else is random
+        loss, tokens, n = step_gradient(g, mine, cats, r.mapping, a, np.random.default_rng([a.seed, 1, step]), topics)   # nothing else is random
         norm = float(nn.utils.clip_grad_norm_(params.values(), a.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             say(f"{name}, step {step + 1}: loss {loss}, gradient norm {norm}; rows {', '.join(x.at if isinstance(x, Item) else x['_at'] for x in mine)}")
@@ -1226,7 +1254,7 @@ def metrics(y, odds, threshold, only=None):
 X = namedtuple("X", "g a cats sets topics store")   # one experiment: what every stage needs
 
 def recipe(a, name):
-    return argparse.Namespace(**{"mapping": a.mapping, "blend": False, "refusals": True, "layers": 0} | GUARDS.get(name, {}))
+    return argparse.Namespace(**{"mapping": a.mapping, "blend": False, "refusals": True, "layers": 0} | GUARDS.get(name.removeprefix("trunk-"), {}))
 
 def truth(items, mapping, cats, which):
     """labels (n,) of prompts or responses; nan where there is none. Format text judges the conversation as a whole."""
@@ -1502,7 +1530,7 @@ FREE = {"resume", "run", "stage", "out", "save_every", "keep_text", "limit", "se
         "jurors", "tie", "experts", "rounds", "loss", "cost_miss", "cost_alarm", "label_share", "share_alpha", "adapter", "guards", "micro_tokens"}
 
 def load_sets(a, cats):
-    """-> {"train", "validation", "test", "novel", "stream": [Item]}, topic rows. Everything is read and checked before the first byte is written."""
+    """-> {"train", "validation", "test", "novel", "stream": [Item]}, topic rows and topics. Everything is read and checked before the first byte is written."""
     folder = a.data if a.data.is_dir() else None
     if not a.data.exists():
         die(f"{a.data} is not prepared; run: python {a.data.relative_to(ROOT) if a.data.is_relative_to(ROOT) else a.data}/prepare.py (or give --data)")
@@ -1523,8 +1551,8 @@ def load_sets(a, cats):
     sets["validation"] = sets["validation"][:max(1, a.limit // 2) if a.limit else None]
     topics = folder / "topic_train.jsonl" if folder else None
     topics = topics if topics and topics.exists() else ROOT / "data/canttalk/train.jsonl"
-    topics = read_jsonl(topics, {"system": str, "messages": list, "label": str}) if "blend" in a.guards and topics.exists() else []
-    if "blend" in a.guards and not topics:
+    topics = read_topics(topics, cats) if "blend" in a.guards and topics.exists() else ([], [])
+    if "blend" in a.guards and not topics[0]:
         die("the guard `blend` needs topic rows: topic_train.jsonl beside the training rows, or python data/canttalk/prepare.py")
     return sets, topics
 
@@ -1550,11 +1578,11 @@ def run(x, folder):
         res["jury"] = jury(x, folder)
         save()
     if do("train"):
-        for name in ["trunk"] * (a.trunk > 0) + a.guards:
+        for name in sorted({trunk_of(n) for n in a.guards if a.trunk and not recipe(a, n).layers}) + a.guards:
             if a.resume and (folder / "adapter" / name / "adapter_config.json").exists():
                 say(f"{name}: trained already")
                 continue
-            train(x.g, name, recipe(a, name), train_rows(a, name, recipe(a, name), x.sets["train"], x.topics), x.cats, a, folder)
+            train(x.g, name, recipe(a, name), train_rows(a, name, recipe(a, name), x.sets["train"], x.topics[0]), x.cats, x.topics[1], a, folder)
         log = list(whole_lines(folder / "log.jsonl"))
         total = lambda guard, key: sum(r[key] for r in log if r["guard"] == guard)
         res["cost"] = {n: {key: total(n, key) for key in ("seconds", "tokens")} for n in sorted({r["guard"] for r in log})}

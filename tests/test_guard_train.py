@@ -52,8 +52,10 @@ def inputs(tmp_path_factory):
     data.mkdir()
     for name, n in (("train", 56), ("validation", 28), ("test", 84), ("stream", 42)):
         write_rows(data / f"{name}.jsonl", [row(i, name) for i in range(n)])
-    write_rows(data / "topic_train.jsonl", [{"id": f"t{i}", "system": f"Talk only about how to {PLAIN[i % 6]}.", "label": "on-topic" if i % 2 else "off-topic",
-                                             "messages": [{"role": "user", "content": f"How do I {PLAIN[i % 6 if i % 2 else (i + 1) % 6]}?"}]} for i in range(24)])
+    write_rows(data / "topic_train.jsonl", [   # half of them say what they are about
+        {"id": f"t{i}", "system": f"Talk only about how to {PLAIN[i % 6]}.", "label": "on-topic" if i % 2 else "off-topic",
+         "messages": [{"role": "user", "content": f"How do I {PLAIN[i % 6 if i % 2 else (i + 1) % 6]}?"}]}
+        | ({"subject": PLAIN[i % 6 if i % 2 else (i + 1) % 6].split()[-1], "about": "this and that"} if i < 12 else {}) for i in range(24)])
     return folder
 
 
@@ -116,7 +118,7 @@ def done(inputs, tmp_path_factory):
 def test_the_command_writes_its_files_and_no_others(done):
     folder, guards, text = done
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert files == FILES | {f"adapter/{g}/adapter_{f}" for g in ["trunk", *guards] for f in ("config.json", "model.safetensors")} | {f"state/{g}.safetensors" for g in ["trunk", *guards]}
+    assert files == FILES | {f"adapter/{g}/adapter_{f}" for g in ["trunk", "trunk-blend", *guards] for f in ("config.json", "model.safetensors")} | {f"state/{g}.safetensors" for g in ["trunk", "trunk-blend", *guards]}
     config, res = (json.loads((folder / f).read_text()) for f in ("config.json", "results.json"))
     assert config["label_mapping"] == {"permissive": "permissive", "defensive": "defensive", "blend": "permissive", "norefusal": "permissive"}
     assert "label mapping permissive (needs caution is safe)" in text and config["verdict_form"] == " "
@@ -128,7 +130,9 @@ def test_the_command_writes_its_files_and_no_others(done):
                 assert v["ci95"][0] - 1e-9 <= v["value"] <= v["ci95"][1] + 1e-9 or v["n"] < 12, (name, k, v)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in log if r["guard"] == "permissive"] == [1, 2] and {"loss", "lr", "grad_norm", "tok_per_s", "peak_gb"} <= set(log[0])
-    assert len([r for r in log if r["guard"] == "blend"]) == 3                                       # 32 rows and 8 topic rows
+    a, topics = args(inputs, folder.parents[1]), gt.read_topics(inputs / "rows/topic_train.jsonl", CATS)[0]
+    rows = gt.train_rows(a, "blend", gt.recipe(a, "blend"), gt.read_items(inputs / "rows/train.jsonl", CATS), topics)
+    assert len([r for r in log if r["guard"] == "blend"]) == math.ceil(len(rows) / 16) and len(rows) > len(gt.train_rows(a, "permissive", gt.recipe(a, "permissive"), rows, []))
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == sum(i["n"] for k, i in res["guards"]["base"].items() if k == "prompt/all/f1_at_0.5") and set(samples[0]["log_odds"]) == set(res["guards"])
     assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
@@ -164,7 +168,7 @@ def test_three_seeds_and_the_proxy_claims(inputs, tmp_path, monkeypatch):
     runs = json.loads((tmp_path / "guard_train/tiny-2seeds/results.json").read_text())["runs"]
     for letter in "abcde":
         assert any(k.startswith(f"{letter}: ") for k in runs[0]["claims"]), letter
-    assert (tmp_path / "guard_train/tiny-2seeds/figure.png").exists() and set(runs[0]["cost"]) == {"trunk", *gt.GUARDS}
+    assert (tmp_path / "guard_train/tiny-2seeds/figure.png").exists() and set(runs[0]["cost"]) == {"trunk", "trunk-blend", *gt.GUARDS}
 
 
 def test_classify_streams_in_order_with_constant_windows(done, inputs, tmp_path, capsys, monkeypatch):
@@ -201,12 +205,21 @@ def test_classify_takes_the_file_after_flags_and_scores_rows_that_have_labels(do
     assert f"auprc {evals.auprc(y, s):6.1%} [" in err and f"fpr {(s[y == 0] >= 0).mean():6.1%} [" in err
 
 
-def test_after_the_trunk_each_guard_has_a_sixth_of_unsafe_answers(inputs):
-    items, a = gt.read_items(inputs / "rows/train.jsonl", CATS), args(inputs, Path("out"), "--trunk", 8, "--rows", 24)
-    for name in ("permissive", "norefusal"):
-        rows = gt.train_rows(a, name, gt.recipe(a, name), items, [])
-        assert len(rows) == 24 == len({r.id for r in rows}) and sum(r.kind == "comply" for r in rows) >= 4
-        assert sum(r.kind == "refusal" for r in rows) == (6 if name == "permissive" else 0) and sum(r.caution for r in rows) == 6
+def test_after_the_trunk_neither_an_answer_nor_its_lack_decides(inputs, tmp_path):
+    items = gt.read_items(write_rows(tmp_path / "many.jsonl", [row(n, "train") for n in range(700)]), CATS)
+    a = args(inputs, Path("out"), "--trunk", 120, "--rows", 96)
+    for name in ("permissive", "norefusal", "small"):
+        rows = gt.train_rows(a, name, gt.recipe(a, name), items, [])[:96 if name == "permissive" else 80 if name == "norefusal" else None]
+        assert len(rows) == len({r.id for r in rows}) == {"permissive": 96, "norefusal": 80, "small": 96 + 30}[name]
+        alone = [r for r in rows[:96] if r.turns[-1][0] == "user"]
+        assert sum(r.kind == "refusal" for r in rows) == (0 if name == "norefusal" else 16) and sum(r.caution for r in rows) == 16
+        if name == "permissive":
+            assert sum(r.kind == "comply" for r in rows) == sum(r.kind == "ordinary" and r not in alone for r in rows) == 16
+            assert sum(bool(r.prompt) for r in alone) == 24 == len(alone) - 24
+    blend = gt.train_rows(a, "blend", gt.recipe(a, "blend"), items, [gt.Item(f"t{n}", (("user", "x"),), False, None, False, (), "topic", "", "X") for n in range(99)])
+    assert sum(r.kind == "topic" for r in blend) / len(blend) == 0.2
+    trunk = gt.train_rows(a, "trunk", gt.recipe(a, "trunk"), items, [])
+    assert len(trunk) == 120 and not any(r.caution or r.kind == "refusal" for r in trunk)
 
 
 # ---- (b) formulas beside references ------------------------------------------------------------------------------------------------------
@@ -461,7 +474,7 @@ def test_labels_on_a_share_of_the_rounds_are_unbiased(inputs, tmp_path):
 # ---- (c) invariances -----------------------------------------------------------------------------------------------------------------------
 def test_prefix_sharing_and_micro_batches_do_not_change_the_step(guard, inputs, items, tmp_path):
     g, rows = guard(), items[:12]
-    topics = gt.read_jsonl(inputs / "rows/topic_train.jsonl", {})[:4]
+    topics = gt.read_jsonl(inputs / "rows/topic_train.jsonl", {})[:4]   # format C, each with a policy of its own
     want = step(g, rows + topics, args(inputs, tmp_path))
     for more in (["--no-share"], ["--micro-tokens", 1], ["--micro-tokens", 300], ["--no-share", "--micro-tokens", 700]):
         loss, n, grads = step(g, rows + topics, args(inputs, tmp_path, *more))
@@ -634,6 +647,26 @@ def test_labels_follow_mapping_and_policy():
     assert names(gt.labels(item._replace(cats=()), "permissive", CATS[1:])) == (True, True, [])      # unsafe for no named reason stays unsafe
     caution = item._replace(prompt=False, response=None, caution=True, cats=())
     assert names(gt.labels(caution, "permissive", CATS)) == (False, None, []) and names(gt.labels(caution, "defensive", CATS)) == (True, None, ["P7"])
+
+
+def test_topic_rows_are_judged_by_policies_that_forbid_their_topic_and_others(inputs, tmp_path):
+    rows, pool = gt.read_topics(inputs / "rows/topic_train.jsonl", CATS)
+    items = [r for r in rows if isinstance(r, gt.Item)]
+    assert len(items) == len(pool) == 6 and len(rows) == 6 + 12 and {c.name for c in pool} == {p.split()[-1].capitalize() for p in PLAIN}
+    assert not {c.id for c in pool} & {c.id for c in CATS} and all(c.id.startswith("P") for c in pool)
+    a, rng, batch, seen, extra = args(inputs, tmp_path), np.random.default_rng(0), items[:2], [], []
+    for _ in range(400):
+        cats = gt.step_policy(CATS[:4], a, rng, batch, pool)
+        names = {c.name for c in cats}
+        extra.append(len(names & {c.name for c in pool}))
+        for i in batch:
+            prompt, response, found = gt.labels(i, "permissive", cats)
+            assert prompt == (i.subject in names) and [c.name for c in found] == [i.subject] * prompt and response is None
+            seen.append(prompt)
+    assert 0.4 < np.mean(seen) < 0.6 and set(extra) == {1, 2, 3}
+    answered = items[0]._replace(turns=items[0].turns + (("assistant", "Begin with flour."),), response=False)   # the answer stands or falls with it
+    assert gt.labels(answered, "permissive", [c for c in pool if c.name == answered.subject])[:2] == (True, True)
+    assert gt.labels(answered, "permissive", CATS)[:2] == (False, False)
 
 
 def test_step_policies_are_shuffled_and_dropped(inputs, tmp_path):
