@@ -17,7 +17,7 @@ a guard also enforces categories that it first sees at inference. This file meas
     python guard_train.py train --size 8b --guards permissive       # Aegis 2 format, data/aegis2; 7b is LlamaGuard with data/aegis1
     python guard_train.py train --model DIR_OR_HUB --data rows.jsonl --taxonomy my_policy.md --guards permissive
 
-The miniature takes 7.5 minutes and 3.3 GB on two cores of an AMD EPYC (Zen 5, bf16).
+The miniature takes 18 minutes and 3.5 GB on two cores of an AMD EPYC (Zen 4, bf16); Zen 5 is more than twice as fast.
 Stages: jury, train, eval, novel, adapt; a first word picks one (each needs the files of those before it), all by default.
 Row: {"prompt", "messages" (else it is prompt and response), "response", "prompt_label", "response_label", "categories", "needs_caution"}.
 """
@@ -86,11 +86,13 @@ def sha256(obj):
     return hashlib.sha256(json.dumps(obj).encode()).hexdigest()
 
 # ---- config --------------------------------------------------------------------------------------------------------------------
-SIZES = {   # model, taxonomy, format, frame, data
-    "tiny": ("data/smollm2/model", "proxy", "json", "short", "data/proxyguard"),
-    "7b": ("meta-llama/LlamaGuard-7b", "aegis1", "text", "paper", "data/aegis1"),
-    "8b": ("meta-llama/Llama-3.1-8B-Instruct", "aegis2", "json", "paper", "data/aegis2"),
+SIZES = {   # defaults of flags
+    "tiny": {"model": "data/smollm2/model", "data": "data/proxyguard", "taxonomy": "proxy", "format": "json", "frame": "short", "max_len": 256,
+             "rank": 64, "lr": 2e-3, "lora_blocks": 10, "trunk": 1024, "rows": 384, "limit": 400},
+    "7b": {"model": "meta-llama/LlamaGuard-7b", "data": "data/aegis1", "taxonomy": "aegis1", "format": "text", "frame": "paper", "max_len": 2048},
+    "8b": {"model": "meta-llama/Llama-3.1-8B-Instruct", "data": "data/aegis2", "taxonomy": "aegis2", "format": "json", "frame": "paper", "max_len": 2048},
 }
+OTHERS = {"rank": 16, "lr": 2e-4, "lora_blocks": 0, "trunk": 0, "rows": 0, "limit": 0}   # of every model and data set but the miniature's
 GUARDS = {   # what each guard changes in the common recipe. All but blend and small go on from one trunk: they differ by what is listed here only
     "permissive": {},                              # needs caution is safe
     "defensive": {"mapping": "defensive"},         # needs caution is unsafe, and a category of the policy
@@ -142,11 +144,13 @@ def parse_args(argv=None):
     p.add_argument("--epochs", type=float, default=1, help="passes over the rows")
     p.add_argument("--batch", type=int, default=8, help="rows per optimiser step")
     p.add_argument("--micro-tokens", type=int, default=2048, help="tokens per forward, padding included")
-    p.add_argument("--max-len", type=int, default=0, help="longer conversations are cut from their start (tokens); 0 = 256 (tiny) or 2048")
+    p.add_argument("--max-len", type=int, default=None, help="longer conversations are cut from their start (tokens); default 256 (tiny) or 2048")
     p.add_argument("--lr", type=float, default=None, help="peak learning rate, half of it after a trunk; default 2e-3 (tiny) or 2e-4")
     p.add_argument("--warmup", type=float, default=0.1, help="share of steps with rising lr; then cosine to 0")
     p.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
     p.add_argument("--topic-blend", type=float, default=0.2, help="share of topic-following rows in the guard `blend`")
+    p.add_argument("--topic-form", default="policy", choices=["policy", "system"], help="policy: rows that name their subject are judged in the guard's "
+                   "own format, by policies that forbid topics; system: all by their own system prompt, which names what is allowed")
     p.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="new order of categories and bullets at every step")
     p.add_argument("--drop", type=float, default=0.15, help="chance that a step's policy lacks a category; its rows become safe (Llama Guard 2)")
     p.add_argument("--share", action=argparse.BooleanOptionalAction, default=True, help="compute a step's policy once; same loss, fewer tokens")
@@ -175,7 +179,7 @@ def parse_args(argv=None):
     p.add_argument("--resume", action="store_true", help="go on from the run's last state")
     p.add_argument("--keep-text", action="store_true", help="store user-supplied benchmarks' generated verdicts with their text, not only the scores")
     a = p.parse_args(sys.argv[1:] if argv is None else argv)
-    above = "rank batch seeds save_every alpha epochs lr clip window batch_tokens micro_tokens rounds label_share".split()
+    above = "rank batch seeds save_every alpha epochs lr clip window batch_tokens micro_tokens max_len rounds label_share".split()
     for name, value in vars(a).items():
         if isinstance(value, (int, float)) and not (0 <= value < math.inf and (value or name not in above)):
             die(f"--{name.replace('_', '-')} must be {'above' if name in above else 'at least'} 0, got {value}")
@@ -187,10 +191,10 @@ def parse_args(argv=None):
     if not files[0] <= len(a.files) <= files[1]:
         die(f"{a.stage} takes {files[2]}, got {' '.join(a.files) or 'nothing'}")
     a.tiny = a.size == "tiny" and a.model is None and a.data is None
-    model, taxonomy, fmt, frame, data = SIZES[a.size]
-    a.model = a.model or (str(ROOT / model) if a.size == "tiny" else model)
-    a.taxonomy, a.format, a.frame = a.taxonomy or taxonomy, a.format or fmt, a.frame or frame
-    a.data = Path(a.data or ROOT / data)
+    for k, v in (SIZES[a.size] | ({} if a.tiny else OTHERS)).items():
+        if getattr(a, k) is None:
+            setattr(a, k, str(ROOT / v) if str(v).startswith("data/") else v)
+    a.data, a.alpha = Path(a.data), a.alpha or 2 * a.rank
     a.guards = a.guards or (list(GUARDS) if a.tiny else ["permissive"])
     cuda = torch.cuda.is_available()
     a.device = ("cuda" if cuda else "cpu") if a.device == "auto" else a.device
@@ -199,12 +203,6 @@ def parse_args(argv=None):
     if a.dtype == "auto":   # on CPU AMX or AVX512-BF16; elsewhere bf16 matmul is 4x slower than fp32
         on_cpu = lambda: torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         a.dtype = "bf16" if (torch.cuda.is_bf16_supported(including_emulation=False) if a.device == "cuda" else on_cpu()) else "fp32"
-    a.rows, a.trunk = ((384 if n == "rows" else 1024) * a.tiny if getattr(a, n) is None else getattr(a, n) for n in ("rows", "trunk"))
-    a.rank, a.lr = a.rank or (64 if a.tiny else 16), a.lr or (2e-3 if a.tiny else 2e-4)
-    a.alpha = a.alpha or 2 * a.rank
-    a.lora_blocks = (10 if a.tiny else 0) if a.lora_blocks is None else a.lora_blocks
-    a.limit = (400 if a.tiny else 0) if a.limit is None else a.limit
-    a.max_len = a.max_len or (256 if a.size == "tiny" else 2048)
     a.run = a.run or f"{a.size if a.tiny else Path(a.model).name}-seed{a.seed}"
     return a
 
@@ -356,18 +354,18 @@ def topic_name(row):
     """"gardening" -> "Gardening", as categories are written; None where a row is about no topic."""
     return row["subject"].capitalize() if isinstance(row.get("subject"), str) else None
 
-def read_topics(path, cats):
+def read_topics(path, cats, form="policy"):
     """topic-following rows -> rows, [Category] of their topics. Rows that say what they are about become Items, judged in the guard's own format by
     policies with their topic and without; the others stay rows of format C, judged by their own system prompt (data/canttalk)."""
     rows, items, about = read_jsonl(path, {"system": str, "messages": list, "label": str}), {}, {}
-    for r in rows:
-        if topic_name(r):
-            prompt = conversation(r, r["_at"])[-1]
-            items[prompt] = Item(r["id"], (prompt,), False, None, False, (), "topic", r["_at"], topic_name(r))
-            about[topic_name(r)] = str(r.get("about", ""))
+    own = [r for r in rows if form == "policy" and topic_name(r)]
+    for r in own:   # a prompt stands there twice, on topic and off: here the policy of a step decides
+        prompt = conversation(r, r["_at"])[-1]
+        items[prompt] = Item(r["id"], (prompt,), False, None, False, (), "topic", r["_at"], topic_name(r))
+        about[topic_name(r)] = str(r.get("about", ""))
     letters = cats[0].id.rstrip("0123456789")
     pool = [Category(f"{letters}{n}", name, (text,), str(path)) for n, (name, text) in enumerate(about.items(), len(cats) + 1)]
-    return [*items.values(), *(r for r in rows if not topic_name(r))], pool
+    return [*items.values(), *(r for r in rows if r not in own)], pool
 
 def labels(item, mapping, active):
     """-> prompt unsafe, response unsafe (None: not judged), [Category] under a mapping and the categories that the policy has.
@@ -1551,7 +1549,7 @@ def load_sets(a, cats):
     sets["validation"] = sets["validation"][:max(1, a.limit // 2) if a.limit else None]
     topics = folder / "topic_train.jsonl" if folder else None
     topics = topics if topics and topics.exists() else ROOT / "data/canttalk/train.jsonl"
-    topics = read_topics(topics, cats) if "blend" in a.guards and topics.exists() else ([], [])
+    topics = read_topics(topics, cats, a.topic_form) if "blend" in a.guards and topics.exists() else ([], [])
     if "blend" in a.guards and not topics[0]:
         die("the guard `blend` needs topic rows: topic_train.jsonl beside the training rows, or python data/canttalk/prepare.py")
     return sets, topics

@@ -654,6 +654,7 @@ def test_topic_rows_are_judged_by_policies_that_forbid_their_topic_and_others(in
     items = [r for r in rows if isinstance(r, gt.Item)]
     assert len(items) == len(pool) == 6 and len(rows) == 6 + 12 and {c.name for c in pool} == {p.split()[-1].capitalize() for p in PLAIN}
     assert not {c.id for c in pool} & {c.id for c in CATS} and all(c.id.startswith("P") for c in pool)
+    assert gt.read_topics(inputs / "rows/topic_train.jsonl", CATS, "system") == (gt.read_jsonl(inputs / "rows/topic_train.jsonl", {}), [])
     a, rng, batch, seen, extra = args(inputs, tmp_path), np.random.default_rng(0), items[:2], [], []
     for _ in range(400):
         cats = gt.step_policy(CATS[:4], a, rng, batch, pool)
