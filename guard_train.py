@@ -19,7 +19,8 @@ a guard also enforces categories that it first sees at inference. This file meas
 
 The miniature takes 18 minutes and 3.5 GB (one seed) on two cores of an AMD EPYC (Zen 4, bf16); Zen 5 is more than twice as fast.
 Stages: jury, train, eval, novel, adapt; a first word picks one (each needs the files of those before it), all by default.
-Row: {"prompt", "messages" (else it is prompt and response), "response", "prompt_label", "response_label", "categories", "needs_caution"}.
+Row: {"prompt", "messages" (else it is prompt and response), "response", "prompt_label", "response_label", "categories", "needs_caution",
+"subject": the topic that a safe row is about, if it is one of the topic-following rows' (else the guard `blend` hears two things of one request)}.
 """
 import argparse, contextlib, ctypes, difflib, hashlib, importlib.metadata, json, math, os
 import platform, re, resource, shutil, signal, subprocess, sys, time
@@ -346,8 +347,10 @@ def read_items(path, cats):
         found = [find_category(str(c), known) for c in names]
         if None in found:
             die(f"{at}: field 'categories': {names[found.index(None)]!r} is not in the taxonomy ({', '.join(c.id for c in cats)})")
+        subject = topic_name(r)
+        subject = None if subject and find_category(subject, known) else subject   # a column of that name must not overrule a label
         items.append(Item(str(r.get("id", at)), conversation(r, at), label == "unsafe", {"safe": False, "unsafe": True}.get(response),
-                          bool(r.get("needs_caution")), tuple(c.id for c in found if c.name != CAUTION), r.get("kind") or str(r.get("category", "all")), at, topic_name(r)))
+                          bool(r.get("needs_caution")), tuple(c.id for c in found if c.name != CAUTION), r.get("kind") or str(r.get("category", "all")), at, subject))
     return items
 
 def topic_name(row):

@@ -668,6 +668,8 @@ def test_topic_rows_are_judged_by_policies_that_forbid_their_topic_and_others(in
     answered = items[0]._replace(turns=items[0].turns + (("assistant", "Begin with flour."),), response=False)   # the answer stands or falls with it
     assert gt.labels(answered, "permissive", [c for c in pool if c.name == answered.subject])[:2] == (True, True)
     assert gt.labels(answered, "permissive", CATS)[:2] == (False, False)
+    file = write_rows(tmp_path / "subject.jsonl", [row(5, "train") | {"subject": "tea"}, row(5, "train") | {"subject": "bread"}])
+    assert [i.subject for i in gt.read_items(file, CATS)] == [None, "Bread"]   # the name of a category is no subject: the label stands
 
 
 def test_step_policies_are_shuffled_and_dropped(inputs, tmp_path):
