@@ -144,7 +144,7 @@ def parse_args(argv=None):
     p.add_argument("--rows", type=int, default=None, help="rows of each guard after the trunk; default 384 (tiny), 0 = all")
     p.add_argument("--epochs", type=float, default=1, help="passes over the rows")
     p.add_argument("--batch", type=int, default=8, help="rows per optimiser step")
-    p.add_argument("--micro-tokens", type=int, default=2048, help="tokens per forward, padding included")
+    p.add_argument("--micro-tokens", type=int, default=2048, help="tokens per forward, the policy included")
     p.add_argument("--max-len", type=int, default=None, help="longer conversations are cut from their start (tokens); default 256 (tiny) or 2048")
     p.add_argument("--lr", type=float, default=None, help="peak learning rate, half of it after a trunk; default 2e-3 (tiny) or 2e-4")
     p.add_argument("--warmup", type=float, default=0.1, help="share of steps with rising lr; then cosine to 0")
@@ -495,8 +495,9 @@ class LoRA(nn.Module):
         return y if self.A is None else y + (x @ self.A.to(x.dtype).T) @ (self.B * self.s).to(x.dtype).T
 
 # what the attention of one forward sees besides its own tokens. prefix: per block (k, v), both (1, Hkv, P, hd), one for the whole batch; past: per block
-# (k, v), (B, Hkv, S, hd), of each row; valid (B, S): which places of past hold a token; keep: a list that collects this forward's own keys and values
-Shared = namedtuple("Shared", "prefix past valid keep", defaults=(None,) * 4)
+# (k, v), (B, Hkv, S, hd), of each row; valid (B, S): which places of past hold a token; keep: a list that collects this forward's own keys and values;
+# mask (T, T): 0 where a token sees another, -inf elsewhere, instead of all before it
+Shared = namedtuple("Shared", "prefix past valid keep mask", defaults=(None,) * 5)
 
 def shared_attention(module, q, k, v, mask, scaling, shared, **_):
     """q (B, H, T, hd), k and v (B, Hkv, T, hd), rotated -> (B, T, H, hd). Causal; one softmax over prefix, past and own tokens.
@@ -514,7 +515,7 @@ def shared_attention(module, q, k, v, mask, scaling, shared, **_):
     S = k.shape[2]
     s = (q.reshape(B, Hkv, -1, hd) @ k.mT).view(B, H, T, S) * scaling
     if T > 1:
-        s = s + s.new_full((T, S), -torch.inf).triu(1 + S - T)
+        s = s + (s.new_full((T, S), -torch.inf).triu(1 + S - T) if shared.mask is None else shared.mask)
     if shared.valid is not None:
         s[..., :S - T].masked_fill_(~shared.valid[:, None, None], -torch.inf)
     if shared.prefix is None:
@@ -595,6 +596,7 @@ class Guard:
         assert not set(self.sides[0]) & set(self.sides[1])
         self.word = {False: self.ids(self.form + "safe"), True: self.ids(self.form + "unsafe")}
         self.json = [self.ids(t) for t in ('{"User Safety": "', '", "Response Safety": "', '", "Safety Categories": "', '"}')]
+        self.fork = next(j for j, (t, u) in enumerate(zip(*self.json[1:3])) if t != u)   # before it the two go on alike
 
     def render(self, cats):
         """policy -> (text before the conversation, text after it)."""
@@ -640,8 +642,10 @@ class Guard:
             ids += [self.json[1], self.word[response]] if response is not None else []
             ids += [self.json[2], self.ids(", ".join(c.name for c in cats))] if cats else []
             ids += [self.json[3]]
-        # the words that decide weigh 1, the rest a tenth: a frame that is the same in every row is learned in ten steps and would drown them
-        weights = [1.0 if part in self.word.values() else 0.1 for part in ids for _ in part] + [0.1]
+        # the words that decide weigh 1, the places where the JSON forks a half, the rest a tenth: a frame that is the same in every row is learned in
+        # ten steps and would drown them, and a fork that is learned badly leaves out the verdict of the response
+        weigh = lambda part, j: 1.0 if part in self.word.values() else 0.5 if part in self.json[1:] and j in (0, self.fork) else 0.1
+        weights = [weigh(part, j) for part in ids for j in range(len(part))] + [0.1]
         return [t for part in ids for t in part] + [self.eos], weights
 
     # ---- adapters ----
@@ -747,11 +751,11 @@ class Guard:
         safe, unsafe = ((h.float() @ self.head[side].float().T).logsumexp(-1) for side in self.sides)
         return unsafe - safe
 
-    def batches(self, rows):
-        """indices by length, each batch within --batch-tokens, and none with much padding: rows at most 1/8 longer than its first."""
+    def batches(self, rows, slack=1.125):
+        """indices by length, each batch within --batch-tokens, and none with much padding: rows at most `slack` as long as its first."""
         out = []
         for i in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
-            fits = out and (len(out[-1]) + 1) * len(rows[i]) <= self.a.batch_tokens and (len(out[-1]) < 8 or len(rows[i]) <= 1.125 * len(rows[out[-1][0]]))
+            fits = out and (len(out[-1]) + 1) * len(rows[i]) <= self.a.batch_tokens and (len(out[-1]) < 8 or len(rows[i]) <= slack * len(rows[out[-1][0]]))
             out[-1].append(i) if fits else out.append([i])
         return out
 
@@ -794,7 +798,7 @@ class Guard:
         head, tail = self.question(cats)
         rows, texts = [self.rest(t, head, tail) for t in turns], [None] * len(turns)
         kv = self.policy_cache(head)
-        for batch in self.batches(rows):
+        for batch in self.batches(rows, math.inf):   # a step of decoding costs the same for one row and for sixty
             keep, out, ended = [], [[] for _ in batch], set()
             h, n = self.forward_rows(kv, len(head), [rows[i] for i in batch], keep)
             valid = torch.arange(keep[0][0].shape[2], device=self.device) < n[:, None]
@@ -856,33 +860,33 @@ def topic_doc(g, row):
     return Doc(ids + verdict, [0.0] * len(ids) + [1.0] * len(verdict))
 
 def micro_batches(docs, budget):
-    """one step's documents by length, in groups of at most `budget` tokens with padding; longest first, so memory peaks at once."""
-    out = []
+    """one step's documents by length, in groups of at most `budget` tokens; longest first, so memory peaks at once."""
+    out, room = [], 0
     for d in sorted(docs, key=lambda d: -len(d.ids)):
-        out[-1].append(d) if out and (len(out[-1]) + 1) * len(out[-1][0].ids) <= budget else out.append([d])
+        out, room = (out, room) if room >= len(d.ids) and out else (out + [[]], budget)
+        out[-1].append(d)
+        room -= len(d.ids)
     return out
 
-def backward(g, kv, P, docs, total, budget):
+def backward(g, head, docs, total, budget):
     """adds d/dw of sum_t w_t CE_t / total over the documents' targets, whatever the split; -> that loss.
 
-    The prefix is computed once with its graph and read by every micro-batch as leaves; the gradients that gather there go through the prefix in
-    one last backward. Exact: d loss / d prefix is a sum over the rows that read it. A frozen prefix would lose that part of the gradient.
+    A group is one sequence: the policy once, then its documents end to end, no padding (half of a step would be). The mask lets a token see the policy
+    and its own document up to itself, and positions go on from the policy in each, so every document is computed as if it stood there alone.
     """
-    leaves, loss = [[t.detach().requires_grad_(t.requires_grad) for t in pair] for pair in kv or []], 0.0
-    for group in micro_batches(docs, budget):
-        ids, _ = g.pad([d.ids for d in group])
-        w = torch.zeros(ids.shape, device=g.device)
-        for i, d in enumerate(group):
-            w[i, :len(d.mask)] = torch.tensor(d.mask)
-        h = g.hidden(ids[:, :-1], P + torch.arange(ids.shape[1] - 1, device=g.device)[None], Shared(leaves or None))
-        row, col = w[:, 1:].nonzero(as_tuple=True)                                  # head only where there is a target
-        nll = F.cross_entropy((h[row, col] @ g.head.T).float(), ids[row, col + 1], reduction="none")
-        part = (nll * w[row, col + 1]).sum() / total
+    P, loss = len(head), 0.0
+    for group in micro_batches(docs, max(1, budget - P)):
+        make = lambda first, of: torch.tensor(first + [v for k, d in enumerate(group, 1) for v in of(k, d)], device=g.device)   # (T,)
+        ids, nxt = make(head, lambda k, d: d.ids[:-1]), make([0] * P, lambda k, d: d.ids[1:])
+        w, pos = make([0.0] * P, lambda k, d: d.mask[1:]), make(list(range(P)), lambda k, d: range(P, P + len(d.ids) - 1))
+        doc = make([0] * P, lambda k, d: [k] * (len(d.ids) - 1))
+        sees = ((doc[:, None] == doc) | (doc == 0)).tril()                          # (T, T)
+        h = g.hidden(ids[None], pos[None], Shared(mask=torch.zeros_like(sees, dtype=g.lm.dtype).masked_fill(~sees, -torch.inf)))[0]
+        at = w.nonzero()[:, 0]                                                      # head only where there is a target
+        nll = F.cross_entropy((h[at] @ g.head.T).float(), nxt[at], reduction="none")
+        part = (nll * w[at]).sum() / total
         part.backward()
         loss += float(part.detach())
-    pairs = [(t, leaf.grad) for pair, ls in zip(kv or [], leaves) for t, leaf in zip(pair, ls) if leaf.grad is not None]
-    if pairs:
-        torch.autograd.backward(*zip(*pairs))
     return loss
 
 def step_gradient(g, rows, cats, mapping, a, rng, topics=()):
@@ -894,8 +898,7 @@ def step_gradient(g, rows, cats, mapping, a, rng, topics=()):
     total = sum(sum(d.mask) for d in docs + topics)
     if not a.share:
         docs = [Doc(head + d.ids, [0.0] * len(head) + d.mask) for d in docs]
-    loss = backward(g, g.prefix(head) if a.share else None, len(head) if a.share else 0, docs, total, a.micro_tokens) if docs else 0.0
-    loss += backward(g, None, 0, topics, total, a.micro_tokens) if topics else 0.0
+    loss = backward(g, head if a.share else [], docs, total, a.micro_tokens) + backward(g, [], topics, total, a.micro_tokens)
     return loss, sum(len(d.ids) for d in docs + topics) + len(head) * a.share, total
 
 # copied from lora_undo.py: lr_at
