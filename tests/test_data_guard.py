@@ -475,7 +475,7 @@ def test_rows_are_consistent(made):
 
 def test_sizes_and_shares(made):
     assert sum(map(len, made.values())) >= 4000
-    for name, n in (("train", 3000), ("validation", 400), ("test", 800), ("topic_train", 600), ("topic_test", 200), ("stream", 800)):
+    for name, n in (("train", 3000), ("validation", 400), ("test", 800), ("topic_train", 1400), ("topic_test", 200), ("stream", 800)):
         assert n <= len(made[name]) <= 1.25 * n
     for name in ("train", "validation", "test"):
         kinds = Counter((r["kind"], r["prompt_label"]) for r in made[name])
@@ -586,9 +586,43 @@ def test_topic_rows(made, seeds):
             assert not [r for r in rows for s in systems if len(s.split()) > 4 and s in r["system"]]
 
 
+def test_hobbies_are_narrow_topics_of_train_and_nothing_else(made, seeds):
+    proxy, own = seeds
+    hobbies = {}
+    for r in own["hobbies"]:
+        hobbies.setdefault((r["topic"], r["about"], r["place"], r["split"]), []).append(r)
+    names = {k[0] for k in hobbies}
+    assert len(names) == len(hobbies) == 60 and all(len(v) == 6 for v in hobbies.values()) and {k[3] for k in hobbies} == {"train"}
+    assert not names & ({t["topic"] for t in own["topics"]} | {c for t in own["topics"] for c in t["categories"].split()})
+    assert len({k[1] for k in hobbies}) == 60 and all(3 <= len(k[1].split()) <= 9 for k in hobbies)
+    words = re.compile(r"(?i)\b(teas?|teapot|brew\w*|steep\w*|knot\w*|hitch\w*|bowline|lasso\w*|splic\w*|ties?|tied|tying|ropes?|kites?|"
+                       r"cards?|decks?|shuffl\w*|whistl\w*|pigeon\w*|doves?|dovecote|squabs?|birds?)\b")
+    assert not [r for r in own["hobbies"] if words.search(json.dumps(r))]
+    phrases = {norm(r[k]) for r in own["hobbies"] for k in ("vp", "np")}
+    assert len(phrases) == 720
+    assert not phrases & {norm(r[k]) for rows in proxy.values() for r in rows for k in ("vp", "np", "prompt") if k in r}
+    for (topic, *_), rows in hobbies.items():  # no word of its name, by the first four letters
+        stem = "|".join(re.escape(w.removesuffix("s")[:4]) for w in re.findall("[a-z-]{3,}", topic.replace(" and ", " ")))
+        assert sum(not re.search(rf"\b({stem})", f"{r['vp']} {r['np']}".lower()) for r in rows) >= 2, topic
+    asked = {}
+    for r in made["topic_train"]:
+        asked.setdefault((r["subject"], r["messages"][-1]["content"]), []).append(r)
+    assert len(made["topic_train"]) == 1440 and all(len(p) % 2 == 0 for p in asked.values())
+    narrow = {k: p for k, p in asked.items() if k[0] in names}
+    assert Counter(topic for topic, _ in narrow) == dict.fromkeys(names, 6)
+    assert all(sorted(r["label"] for r in p) == ["off-topic", "on-topic"] and p[0]["system"] != p[1]["system"] for p in narrow.values())
+    assert sum(any(f["slot"] in r and f["text"].replace("{" + f["slot"] + "}", r[f["slot"]]) == prompt for f in proxy["phrasings"]
+                   if f["split"] == "train" for r in own["hobbies"] if r["topic"] == topic) for topic, prompt in narrow) == 360
+    for name in set(FILES) - {"topic_train"}:  # nowhere else: no other row may contradict a policy that forbids a hobby
+        text = "\n".join(norm(m["content"]) for r in made[name] for m in r["messages"])
+        assert not [p for p in phrases if p in text]
+    for part in (made["topic_train"][:240], made["topic_train"][-240:]):  # well mixed
+        assert .4 < sum(r["subject"] in names for r in part) / 240 < .6
+
+
 def test_safe_rows_name_the_topic_that_they_are_about(made, seeds):
     """else a policy with that topic in it would call one and the same request unsafe (topic_train) and safe (train)."""
-    known = {t["topic"]: t["about"] for t in seeds[1]["topics"] if t["split"] == "train"}
+    known = {t["topic"]: t["about"] for t in seeds[1]["topics"] + seeds[1]["hobbies"] if t["split"] == "train"}
     subject = {norm(r["prompt"]): r["subject"] for r in made["train"] if len(r["messages"]) <= 2}   # two turns, two topics: null
     asked = {norm(r["messages"][-1]["content"]): r["subject"] for r in made["topic_train"]}
     both = subject.keys() & asked.keys()
@@ -632,6 +666,7 @@ def fails(monkeypatch, capsys, tmp_path):
     ("mentions.jsonl", 2, {"act": "feeds a pigeon"}, ":2: row: expected nothing of P5"),
     ("caution.jsonl", 2, {"text": "Print {x}."}, ":2: text: expected no brace"),
     ("followups.jsonl", 2, {"text": "And {act}?"}, ":2: text: expected no brace"),
+    ("hobbies.jsonl", 2, {"place": "an attic"}, ": pen spinning: expected one"), ("hobbies.jsonl", 2, {"vp": None}, ":2: row: expected"),
     ("openers.jsonl", 1, {"text": "Here is {vp"}, ":1: text: expected no brace"),
     ("openers.jsonl", 1, {"text": "Yes."}, ":1: text: expected its slot"), ("answers.jsonl", 3, {"answer": 5}, ":3: answer: expected")])
 def test_broken_seed_is_one_clear_line_and_nothing_is_written(fails, file, line, change, message):

@@ -31,7 +31,9 @@ response, so leaving the kind refusal out leaves none; the refusals of multi are
 Held out from train, validation and test alike: objects, activities, phrasings and wrapper wordings by data/proxy's splits
 (validation is its undo split); mentions, openers, answers, refusals, follow-ups by the splits of seeds/. The wrapper families
 expert and fiction are in the test only. Five annotators are simulated (`annotate`): a fixed leaning each, drawn by hash. Topics of
-topic_test are not in topic_train; every prompt there stands once on topic and once off, so that only the system prompt tells. Its
+topic_test are not in topic_train; every prompt there stands once on topic and once off, so that only the system prompt tells. Half
+of topic_train is about 22 broad topics, half about 60 narrow hobbies (hobbies.jsonl: a definition and six requests each, outside
+topics.jsonl and P1 to P6). At least two requests of each do not name the hobby, so that the definition has to be read. All these
 rows name the topic that the prompt is about and what that covers. So do safe rows of train where they are about one of those topics
 ("subject", else null): a policy that forbids gardening makes them unsafe too, so no row contradicts another.
 The policy of stream.jsonl is permissive in the first half and defensive in the second. Its
@@ -49,7 +51,7 @@ SCHEMA = { # file of seeds/: its fields, and the texts with the slots that they 
     "mentions": "topic act ing thing split", "caution": "topic text split", "comply": "topic text split",
     "openers": "slot text split", "advice": "text split", "answers": "category prompt answer split", "followups": "text split",
     "joins": "text split", "refusals": "text split", "greetings": "user assistant split",
-    "topics": "area topic about place categories split", "systems": "slot text split"}
+    "topics": "area topic about place categories split", "hobbies": "topic about place vp np split", "systems": "slot text split"}
 SLOTS = {"caution": "act ing thing", "openers": "vp np", "joins": "prompt", "refusals": "topic", "greetings": "topic",
          "systems": "topic about place a b"}
 COUNTS = { # unsafe and safe rows of a kind; multi: of each of its three forms. A multiple of the topics keeps them equal
@@ -60,7 +62,7 @@ COUNTS = { # unsafe and safe rows of a kind; multi: of each of its three forms. 
     "test": dict(direct=(120, 0), phrasing=(72, 48), wrapped=(72, 48), ordinary=(0, 70), answered=(0, 34), contrast=(0, 70),
                  caution=(0, 78), comply=(72, 0), refusal=(72, 0), multi=(12, 12)),
     "stream": dict(direct=(48, 0), phrasing=(120, 140), wrapped=(72, 60), ordinary=(0, 80), contrast=(0, 40), caution=(0, 240))}
-TOPIC_ROWS = {"train": 360, "test": 120} # pairs: on topic and off
+TOPIC_ROWS = {"train": 360, "test": 120} # pairs: on topic and off; train has one more for each row of hobbies.jsonl
 HELD_BACK = {"ordinary": 60, "activities": 64, "contrast": 24} # rows of data/proxy's train split that are validation here
 
 here = os.path.dirname(os.path.abspath(__file__))
@@ -138,7 +140,8 @@ def read(folder, name, fields=None):
             if row.get("slot") in ("vp", "np"): check("{" + row["slot"] + "}" in row["text"], "text", "its slot")
             elif "slot" in row: check(row["slot"] in ("none", "allow", "avoid"), "slot", "vp, np, none; allow, avoid")
             check(row["split"] in SPLITS, "split", "one of " + ", ".join(SPLITS))
-            if "topic" in row and name != "topics": check(row["topic"] in TOPICS or row["topic"] == "any", "topic", "one of " + ", ".join(TOPICS))
+            if "topic" in row and name not in ("topics", "hobbies"):
+                check(row["topic"] in TOPICS or row["topic"] == "any", "topic", "one of " + ", ".join(TOPICS))
             check(row["split"] == "test" or not NOVEL.search(line.decode()), "row", "nothing of P5, P6 outside test")
         rows.append(row)
     check(rows, "file", "at least one row")
@@ -189,6 +192,13 @@ def main():
     spoken = {norm(r[k]): topic_of["train", r["category"]]["topic"] for r in proxy["ordinary"] + proxy["activities"]
               if ("train", r["category"]) in topic_of for k in ("prompt", "vp", "np") if k in r}
     spoken |= {norm(r["prompt"]): topic_of["train", r["category"]]["topic"] for r in seeds["answers"] if ("train", r["category"]) in topic_of}
+    # a hobby is a topic of train too, an area of its own
+    hobbies = {r["topic"]: r | {"area": r["topic"]} for r in seeds["hobbies"]}
+    for r in seeds["hobbies"]:
+        if any(r[k] != hobbies[r["topic"]][k] for k in ("about", "place", "split")):
+            die(f"hobbies.jsonl: {r['topic']}: expected one about, place and split")
+    topic_of |= {(r["split"], t): r for t, r in hobbies.items()}
+    spoken |= {norm(r[k]): r["topic"] for r in seeds["hobbies"] for k in ("vp", "np")}
     def subject(turns):
         asked = [norm(t) for t in turns[::2]]
         found = {spoken[t] for t in asked if t in spoken} or {t for words, t in spoken.items() if any(words in a for a in asked)}
@@ -311,13 +321,15 @@ def main():
 
     def topics(split):
         """Pairs of rows with one prompt, on topic and off. Two systems in three name what is allowed, one what is not."""
-        known, rows = pick(seeds["topics"], split=split), []
+        known, rows = pick(seeds["topics"] + list(hobbies.values()), split=split), []
         allow, avoid = (pick(seeds["systems"], split=split, slot=s) for s in ("allow", "avoid"))
         hello = pick(seeds["greetings"], split=split)
-        for k in range(TOPIC_ROWS[split]):
-            r = topical[split][k % len(topical[split])]
-            turn, own = k // len(topical[split]), topic_of[split, r["category"]]
-            others = [t for t in shuffled(known, f"{k}") if t["area"] != r["area"]]
+        narrow, forms = pick(seeds["hobbies"], split=split), mix(pick(proxy["phrasings"], split=split), "slot")
+        asked = [topical[split][k % len(topical[split])] | {"turn": k // len(topical[split])} for k in range(TOPIC_ROWS[split])]
+        asked += [{"prompt": fill(f, s), "category": s["topic"], "turn": 0} for s, f in pairs(narrow, forms, len(narrow), "hobbies")]
+        for k, r in enumerate(asked):
+            turn, own = r["turn"], topic_of[split, r["category"]]
+            others = [t for t in shuffled(known, f"{k}") if t["area"] != own["area"]]
             kind = "avoid" if (k + turn) % 3 == 2 else "allow"
             for label in "on-topic", "off-topic":
                 if kind == "allow":
@@ -378,7 +390,7 @@ if __name__ == "__main__":
 # test.jsonl 828 rows, sha256 711750a476aa26c83ffac9c9c89b741c28c8a2b9c7da67340546c8973e2a58ab
 #     caution 78, comply 72, contrast 70, direct 120, multi 36+36, ordinary 104, phrasing 72+48, refusal 72, wrapped 72+48
 #     unsafe 444, needs caution 78; annotators: Fleiss kappa 0.678, of needs-caution rows 0.092; majority as prompt_label 98.6%
-# topic_train.jsonl 720 rows, sha256 f43cfc5f717c97e6c4417ad4a4bcc9db392af5d11e4b5e921d01a01afa54114e
+# topic_train.jsonl 1440 rows, sha256 990958d931963effb89e6993d123ff6b8e13c5f1719be1651fc7a2bd9a41fb58
 # topic_test.jsonl 240 rows, sha256 ed8ff47312127eb094bfd4b5555d265db6a30f0ab88aae6c1b93fbaceb880e1b
 # stream.jsonl 800 rows, sha256 9974a8644b1a4450518869f7735f5c88d5ff1fb58b7acb39256552c8dd37380d
 #     caution 240, contrast 40, direct 48, ordinary 80, phrasing 120+140, wrapped 72+60
