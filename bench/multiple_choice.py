@@ -146,7 +146,7 @@ def choose(a):
     import holistic as H
     flags, sets = H.parse_args(["--data", str(a.data)]), {}
     like = next(s for s in H.SUITES if s.name == "hellaswag")
-    for suite in [*H.SUITES, type(like)(name="hellaswag_style", file=str(STYLE), domains=like.domains, goal=like.goal)]:
+    for suite in [*H.SUITES, type(like)(name="hellaswag_style", file=str(STYLE), domains=like.domains, goal=like.goal, context=like.context)]:
         if suite.name in a.sets:
             if H.why_not(suite, flags):
                 print(f"{suite.name}: {H.why_not(suite, flags)}")

@@ -266,6 +266,17 @@ def test_answers_to_harmful_benchmarks_are_verdicts_and_hashes(done, data):
     assert "xstest forbidden?" not in page and "direct forbidden?" in page
 
 
+def test_text_that_an_earlier_run_kept_is_not_written_again(model, data, nursery, tmp_path):
+    """the cache has it; samples.jsonl and the page of a run without --keep-text must not."""
+    args = flags(model, data, tmp_path, "--suite", "xstest", "direct")
+    nursery.run(*args, "--keep-text").ok()
+    kept = {s["id"]: s["text"] for s in samples(tmp_path / "holistic/nano")}
+    nursery.run(*args).ok()
+    got = samples(tmp_path / "holistic/nano")
+    assert len(kept) == 24 and set(generated(tmp_path)) == {1} and all(("text" in s) == (s["suite"] == "direct") for s in got)
+    assert "xstest forbidden?" not in (tmp_path / "holistic/nano/report.html").read_text()
+
+
 def test_duplicate_records_count_twice(done):
     assert results(done[0])["nano"]["air_bench/air_score"]["n"] + results(done[0])["nano"]["air_bench/air_score"]["n_unscored"] == 13
     assert "air-1.1.1-0#2" in {s["id"] for s in samples(done[0])}
@@ -306,8 +317,13 @@ def test_stratified():
 
 
 def test_several_samples_of_a_prompt_are_one_item(model, data, nursery, tmp_path):
-    nursery.run(*flags(model, data, tmp_path, "--suite", "direct", "humaneval", "--samples", 3)).ok()
+    nursery.run(*flags(model, data, tmp_path, "--suite", "direct", "humaneval", "air_bench", "--samples", 3)).ok()
     got = results(tmp_path / "holistic/nano")["nano"]
+    top = got["air_bench/air_score"]
+    for vs in ([top], [got["air_bench/macro-l2"]], top["tiers"]["l1"].values(), top["tiers"]["l4"].values()):
+        assert sum(v["n"] + v["n_unscored"] for v in vs) == 13
+    page = (tmp_path / "holistic/nano/report.html").read_text()
+    assert ">13</td></tr>" in page and ">39</td></tr>" not in page and "counted by answer" in page and "air_bench, 39 answers" in page   # items in the matrix; answers below
     assert got["refusal/direct"]["n"] + got["refusal/direct"]["n_unscored"] == 12 and got["humaneval/pass@3"]["n"] == 3
     rows = [s for s in samples(tmp_path / "holistic/nano") if s["suite"] == "direct"]
     assert len(rows) == 36 and len({s["answer_sha256"] for s in rows}) > 12
@@ -568,7 +584,7 @@ def test_retry_after_is_waited_for(data, serve, monkeypatch):
     s = serve(lambda n, m: (429, {"Retry-After": "1"}) if n == 1 else ANSWER)
     client = H.Endpoint(s.url, "kite", H.parse_args([]))
     t = time.monotonic()
-    assert client.answer([ask(None, "Tea?")])[0].text == ANSWER and time.monotonic() - t >= 1
+    assert [r.text for _, replies in client.answers([ask(None, "Tea?")]) for r in replies] == [ANSWER] and time.monotonic() - t >= 1
 
 
 def test_no_server_and_a_wrong_key(data, nursery, serve, tmp_path):
@@ -938,6 +954,19 @@ def test_without_namespaces_the_limits_hold():
     assert H.run_code("x = 1", isolate=False) == "passed"
 
 
+def test_where_namespaces_come_without_mounts_the_limits_hold(monkeypatch):
+    """a hardened container: right programs still pass, and no exit status of a program asks for this."""
+    if H.isolation() != "namespaces":
+        pytest.skip("this kernel or container allows no namespaces")
+    calls, own = [], subprocess.Popen
+    monkeypatch.setattr(H, "JAIL", H.JAIL.replace('mount("none", "/", None', 'mount("none", "/no/such/kite", None'))
+    monkeypatch.setattr(H.subprocess, "Popen", lambda args, **how: calls.append(args) or own(args, **how))
+    assert H.run_code("x = 1") == "passed" and len(calls) == 2 and H.run_code("assert 0") == "failed"
+    monkeypatch.undo()
+    monkeypatch.setattr(H.subprocess, "Popen", lambda args, **how: calls.append(args) or own(args, **how))
+    assert H.run_code("import os\nos._exit(71)") == "failed" and len(calls) == 5   # four so far, and one without a second try
+
+
 def test_right_programs_pass():
     suite = next(s for s in H.SUITES if s.name == "humaneval")
     r = {"prompt": "def add(a, b):\n", "entry_point": "add", "test": "def check(f):\n    assert f(1, 2) == 3\n"}
@@ -966,9 +995,23 @@ def test_published_air_bench_aggregates_through_the_suite():
     """tiers, macro means and regions come from evals.air_bench; here that the suite hands it every item once."""
     suite = next(s for s in H.SUITES if s.name == "air_bench")
     items = [{"category": c, "l1": "x", "l2": "two", "l3": "three", "l4": "four"} for c in ("1.1.1", "1.1.1", "2.5.7", "16.45.3")]
-    got = suite.metrics(items, [{"air_bench/air_score": v} for v in (1.0, 0.5, 0.0, None)])
+    got = suite.metrics({"air_bench/air_score": [(r, [v]) for r, v in zip(items, (1.0, 0.5, 0.0, None))]})
     assert got["air_bench/air_score"]["value"] == 0.5 and got["air_bench/air_score"]["n_unscored"] == 1 and got["air_bench/macro-l2"]["value"] == 0.375
     assert got["air_bench/air_score/eu_mandatory"]["n"] == 1 and got["air_bench/air_score"]["tiers"]["l2"]["1"]["name"] == "two"
+
+
+def test_several_answers_to_a_prompt_are_its_mean_in_every_suite():
+    """n counts prompts, the interval is over them, and so are AIR-Bench's tiers, macro means and regions; only shares are of answers."""
+    answers = {"a": [1, 1, 0, 0], "b": [1, 0.5, None, 1], "c": [0, 0, 0, 0], "d": [None] * 4}
+    for name, metric in (("air_bench", "air_bench/air_score"), ("advbench", "refusal/advbench")):
+        suite = next(s for s in H.SUITES if s.name == name)
+        rows = [{"id": i, "item": {"id": i, "category": "1.1.1" if i in "ab" else "2.4.1"}, "sample": k, "status": "ok", "judged": [], "scores": {metric: v}} for i, vs in answers.items() for k, v in enumerate(vs)]
+        got = H.aggregate(suite, rows)
+        one = H.aggregate(suite, [rows[4 * k] | {"scores": {metric: v}} for k, v in enumerate((0.5, 2.5 / 3, 0.0, None))])
+        v = got[metric]
+        assert (v["n"], v["n_unscored"], v["value"]) == (3, 1, pytest.approx((0.5 + 2.5 / 3) / 3)) and v["ci95"] == pytest.approx(one[metric]["ci95"])
+        assert name == "advbench" or same(got[metric]["tiers"], one[metric]["tiers"]) and v["tiers"]["l4"]["1.1.1"]["n"] == 2 and got["air_bench/macro-l2"] == one["air_bench/macro-l2"]
+        assert name == "advbench" or v["shares"] == {"0": 6 / 11, "0.5": 1 / 11, "1": 4 / 11} and got["air_bench/air_score/eu_mandatory"]["n"] == one["air_bench/air_score/eu_mandatory"]["n"] <= 3
 
 
 AIR = ROOT.parent / "shared/data/air_bench_2024"
@@ -996,7 +1039,8 @@ def test_published_air_bench_scores_come_out_to_four_decimals(nursery, tmp_path,
     assert len(tiers) == 373 and tiers.keys() | {"all"} == rows.keys()
     assert all(abs(v["mean"] - float(rows[k][label])) <= 5e-5 and v["n"] == int(rows[k]["sample count"]) for k, v in tiers.items())
     for level, v in (macro or {}).items():
-        assert round(got[f"air_bench/macro-{level}"]["value"], 4) == v
+        lo, hi = got[f"air_bench/macro-{level}"]["ci95"]   # a class whose mean alone is known is not one whose prompts all have it
+        assert round(got[f"air_bench/macro-{level}"]["value"], 4) == v and lo < v - 0.005 and v + 0.005 < hi
     for name, v in (regions or {}).items():
         assert (round(got[f"air_bench/air_score/{name}"]["value"], 4), got[f"air_bench/air_score/{name}"]["n"]) == v
 
@@ -1061,6 +1105,7 @@ def test_rescore_generates_nothing(done, data, nursery, serve, tmp_path):
     job = nursery.run("rescore", "nano", "--data", data, "--out", out).ok()
     assert results(out / "holistic/nano-rescored")["nano"] == before["nano"] and results(out / "holistic/nano") == before and not (out / "cache").exists()
     assert "text was not kept" in job.out
+    assert "no code was run" not in (out / "holistic/nano-rescored/report.html").read_text()   # HumanEval's answers ran again
     j = serve(lambda n, ms: judge_reply(ms))
     nursery.run("rescore", "nano", "--data", data, "--out", out, "--judge", j.url, "--judge-model", "owl", "--run", "judged").ok()
     got = results(out / "holistic/judged")["nano"]
@@ -1211,6 +1256,26 @@ def test_in_a_browser_nothing_runs_and_the_drill_down_works_by_keyboard(page, br
     assert b.js("document.title").startswith("Evaluation of m<script>")
     b.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
     assert b.js("document.documentElement.scrollWidth") <= 391   # a phone scrolls tables, not the page
+
+
+def test_the_page_can_be_read_on_a_phone_and_on_paper(done, browser):
+    """no cell lies outside of the screen or the sheet, and the chart's text is large enough."""
+    b, outside = browser, "[...document.querySelectorAll('td,summary,p,h2,figure')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.textContent).slice(0, 5).join('; ')"
+    b.call("Page.enable")
+    b.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    b.call("Page.navigate", url=(done[0] / "report.html").as_uri())
+    for _ in range(100):
+        if b.js("document.readyState") == "complete" and b.js("document.querySelectorAll('h2').length") == 9:
+            break
+        time.sleep(0.05)
+    b.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert b.js("innerWidth") == 390 and b.js(outside) == "" and b.js("document.documentElement.scrollWidth") <= 391
+    assert b.js("[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length") == 0   # nothing to scroll sideways for
+    assert b.js("Math.min(...[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height))") > 10
+    assert "model" in b.js("getComputedStyle([...document.querySelectorAll('td')].find(e => e.dataset.h == 'model'), '::before').content")
+    b.call("Emulation.setDeviceMetricsOverride", width=718, height=1000, deviceScaleFactor=1, mobile=False)   # A4 without its margins
+    b.call("Emulation.setEmulatedMedia", media="print")
+    assert b.js("innerWidth") == 718 and b.js(outside) == "" and b.js("getComputedStyle(document.querySelector('nav')).display") == "none"
 
 
 # -----------------------------------------------------------------------------
