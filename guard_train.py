@@ -153,7 +153,7 @@ def parse_args(argv=None):
     p.add_argument("--topic-form", default="policy", choices=["policy", "system"], help="policy: rows that name their subject are judged in the guard's "
                    "own format, by policies that forbid topics; system: all by their own system prompt, which names what is allowed")
     p.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="new order of categories and bullets at every step")
-    p.add_argument("--drop", type=float, default=0.15, help="chance that a step's policy lacks a category; its rows become safe (Llama Guard 2)")
+    p.add_argument("--drop", type=float, default=0.15, help="chance that a step's policy lacks a category, twice that after a trunk; its rows become safe (Llama Guard 2)")
     p.add_argument("--share", action=argparse.BooleanOptionalAction, default=True, help="compute a step's policy once; same loss, fewer tokens")
     p.add_argument("--seed", type=int, default=0, help="order of rows, policies, start of A, bootstrap, drawn experts")
     p.add_argument("--seeds", type=int, default=1, help="repeat with seeds 0..N-1")
@@ -935,7 +935,8 @@ def train_rows(a, name, r, items, topics):
         rows = [i for part, n in parts for i in part[:a.rows // n]] + plain[:a.trunk // 4 if r.layers else 0]   # small has no trunk
     else:
         rows = [i for i in items if r.refusals or i.kind != "refusal"][:a.rows or None]
-    return rows + topics[:round(len(rows) * a.topic_blend / (1 - a.topic_blend)) if r.blend else 0]
+    share, seen = a.topic_blend / (1 - a.topic_blend) * r.blend, a.trunk if name != trunk_of(name) else 0
+    return rows + topics[round(seen * share):][:round(len(rows) * share)]   # other ones than in the trunk
 
 def train(g, name, r, rows, cats, topics, a, folder):
     """the loop: guard `name` is trained in place. log.jsonl gets a line a step, state/NAME.safetensors the exact state; both resume."""
@@ -945,7 +946,8 @@ def train(g, name, r, rows, cats, topics, a, folder):
     if not trunk:
         g.set_depth(r.layers)
         g.start(a.seed)
-    peak = a.lr / 2 if trunk else a.lr
+    else:   # gentler steps, and policies that lack more: what a trunk has learned is to be read, not remembered
+        a = argparse.Namespace(**vars(a) | {"lr": a.lr / 2, "drop": min(2 * a.drop, 0.9)})
     params, cats, topics = g.params(), policy(cats, r.mapping, NOVEL.get(a.taxonomy, ())), topics if r.blend else ()
     opt = torch.optim.AdamW(params.values(), lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)   # 0.999 remembers the first steps for the whole run
     per_epoch = math.ceil(len(rows) / a.batch)
@@ -977,7 +979,7 @@ def train(g, name, r, rows, cats, topics, a, folder):
             say(f"{name}, step {step + 1}: loss {loss}, gradient norm {norm}; rows {', '.join(x.at if isinstance(x, Item) else x['_at'] for x in mine)}")
             sys.exit(1)
         for group in opt.param_groups:
-            group["lr"] = lr_at(step, steps, a) * peak / a.lr
+            group["lr"] = lr_at(step, steps, a)
         opt.step()
         opt.zero_grad(set_to_none=True)
         dt = time.perf_counter() - t0
@@ -1341,7 +1343,7 @@ def novel(x, folder, res):
                 out |= {f"{name}/{how}/{m}": v for m, v in metrics(y, s, t).items()} | {f"{name}/{how}/log_odds": s.tolist()}
     if {"permissive", "blend"} <= set(a.guards):
         s0, s1 = (sigmoid(np.array(out[f"{n}/defined/log_odds"])) for n in ("permissive", "blend"))
-        out["blend - permissive, f1_at_0.5"] = difference(y, s0, s1)
+        out["blend - permissive, f1_at_0.5"], out["blend - permissive, auprc"] = difference(y, s0, s1), difference(y, s0, s1, evals.auprc)
     say("\nnovel categories " + ", ".join(sorted(new)) + f", {len(pos)} unsafe and {len(neg)} safe rows")
     for k, v in out.items():
         if k.rsplit("/", 1)[-1] in ("auprc", "f1_at_0.5", "recall", "fpr"):
@@ -1355,7 +1357,7 @@ def difference(y, p0, p1, fn=lambda y, p: evals.f1(y, (p >= 0.5).astype(float)))
 
 def adapt(x, folder):
     """the ensemble on three streams: stationary (permissive), shifting (permissive, defensive, permissive), adversarial."""
-    a, pool = x.a, x.sets["stream"]
+    a, pool = x.a, x.sets["stream"][:x.a.limit or None]
     names = ["keyword"] + [n for n in a.guards if n in ("permissive", "defensive", "small", "norefusal", "blend")] + [e.split("=", 1)[0] for e in a.experts]
     advice = []
     for name in names:
