@@ -505,15 +505,14 @@ def shared_attention(module, q, k, v, mask, scaling, shared, **_):
     All rows read the same prefix, so its scores are one matmul of (B T) queries and its keys are never copied. Rows are padded right: what comes
     after a token is never seen by it, and padding needs no mask until it becomes past.
     """
-    B, H, T, hd = q.shape
-    Hkv = k.shape[1]
+    (B, H, T, hd), Hkv, q = q.shape, k.shape[1], q * scaling
     if shared.keep is not None:
         shared.keep.append((k, v))
     block = module.layer_idx
     if shared.past is not None:
         k, v = (torch.cat(kv, 2) for kv in zip(shared.past[block], (k, v)))
     S = k.shape[2]
-    s = (q.reshape(B, Hkv, -1, hd) @ k.mT).view(B, H, T, S) * scaling
+    s = (q.reshape(B, Hkv, -1, hd) @ k.mT).view(B, H, T, S)
     if T > 1:
         s = s + (s.new_full((T, S), -torch.inf).triu(1 + S - T) if shared.mask is None else shared.mask)
     if shared.valid is not None:
@@ -525,7 +524,7 @@ def shared_attention(module, q, k, v, mask, scaling, shared, **_):
     P = pk.shape[1]
     fold = lambda t, n: t.reshape(B, Hkv, -1, n).transpose(0, 1).reshape(Hkv, -1, n)    # (B, H, T, n) -> (Hkv, B H/Hkv T, n)
     back = lambda t, n: t.view(Hkv, B, -1, n).transpose(0, 1).reshape(B, H, T, n)
-    w = torch.cat((back(fold(q, hd) @ pk.mT, P) * scaling, s), -1).softmax(-1)          # (B, H, T, P + S)
+    w = torch.cat((back(fold(q, hd) @ pk.mT, P), s), -1).softmax(-1)                    # (B, H, T, P + S)
     o = back(fold(w[..., :P], P) @ pv, hd) + (w[..., P:].reshape(B, Hkv, -1, S) @ v).view(B, H, T, hd)
     return o.transpose(1, 2), None
 
@@ -918,7 +917,7 @@ def whole_lines(path):
 STOP, TRAINING = False, False   # Ctrl-C sets STOP while TRAINING; the loop finishes its step, saves and exits 130
 
 def trunk_of(name):
-    """the adapter on which a guard begins: one for all, and one with topic rows for the guard `blend`."""
+    """the adapter on which a guard begins: one for all, and one with topic rows for the guard `blend`: who has learned names unlearns them badly."""
     return "trunk-blend" if name in ("blend", "trunk-blend") else "trunk"
 
 def train_rows(a, name, r, items, topics):
@@ -1539,7 +1538,8 @@ def load_sets(a, cats):
     """-> {"train", "validation", "test", "novel", "stream": [Item]}, topic rows and topics. Everything is read and checked before the first byte is written."""
     folder = a.data if a.data.is_dir() else None
     if not a.data.exists():
-        die(f"{a.data} is not prepared; run: python {a.data.relative_to(ROOT) if a.data.is_relative_to(ROOT) else a.data}/prepare.py (or give --data)")
+        made = a.data.parent == ROOT / "data"   # one of the repository's own
+        die(f"{a.data} " + (f"is not prepared; run: python data/{a.data.name}/prepare.py (or give --data)" if made else "is not there"))
     get = lambda name: read_items(folder / f"{name}.jsonl", cats) if folder and (folder / f"{name}.jsonl").exists() else []
     sets = {n: get(n) for n in ("train", "validation", "test", "stream")}
     if not folder:
