@@ -595,7 +595,8 @@ class Guard:
         assert not set(self.sides[0]) & set(self.sides[1])
         self.word = {False: self.ids(self.form + "safe"), True: self.ids(self.form + "unsafe")}
         self.json = [self.ids(t) for t in ('{"User Safety": "', '", "Response Safety": "', '", "Safety Categories": "', '"}')]
-        self.fork = next(j for j, (t, u) in enumerate(zip(*self.json[1:3])) if t != u)   # before it the two go on alike
+        pairs = ((p, q) for p in self.json[1:] for q in self.json[1:] if p != q)
+        self.forks = {next(j for j, (t, u) in enumerate(zip(p, q)) if t != u) for p, q in pairs}   # where one way to go on parts from another
 
     def render(self, cats):
         """policy -> (text before the conversation, text after it)."""
@@ -643,7 +644,7 @@ class Guard:
             ids += [self.json[3]]
         # the words that decide weigh 1, the places where the JSON forks a half, the rest a tenth: a frame that is the same in every row is learned in
         # ten steps and would drown them, and a fork that is learned badly leaves out the verdict of the response
-        weigh = lambda part, j: 1.0 if part in self.word.values() else 0.5 if part in self.json[1:] and j in (0, self.fork) else 0.1
+        weigh = lambda part, j: 1.0 if part in self.word.values() else 0.5 if part in self.json[1:] and j in self.forks else 0.1
         weights = [weigh(part, j) for part in ids for j in range(len(part))] + [0.1]
         return [t for part in ids for t in part] + [self.eos], weights
 
@@ -1334,7 +1335,7 @@ def novel(x, folder, res):
     pos = [i for i in x.sets["novel"] if i.prompt][:a.limit or None]
     neg = [i for i in x.sets["test"] if not i.prompt and not i.caution][:len(pos)]
     items, y = pos + neg, np.array([1.0] * len(pos) + [0.0] * len(neg))
-    for name in ["keyword", "base"] + [n for n in a.guards if n in ("permissive", "blend")]:
+    for name in ["keyword"] + [n for n in a.guards if n in ("permissive", "blend")]:
         with loaded(x, name, folder):
             for how, without in (("defined", ()), ("absent", new)):
                 s = guard_scores(x, name, policy(x.cats, "permissive", without), items, f"{name}: novel, {how}")[:, 0]
