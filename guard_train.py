@@ -89,7 +89,7 @@ def sha256(obj):
 # ---- config --------------------------------------------------------------------------------------------------------------------
 SIZES = {   # defaults of flags
     "tiny": {"model": "data/smollm2/model", "data": "data/proxyguard", "taxonomy": "proxy", "format": "json", "frame": "short", "max_len": 256,
-             "rank": 64, "lr": 2e-3, "lora_blocks": 10, "trunk": 512, "rows": 384, "limit": 300},
+             "rank": 64, "lr": 2e-3, "lora_blocks": 10, "trunk": 1024, "rows": 384, "limit": 400},
     "7b": {"model": "meta-llama/LlamaGuard-7b", "data": "data/aegis1", "taxonomy": "aegis1", "format": "text", "frame": "paper", "max_len": 2048},
     "8b": {"model": "meta-llama/Llama-3.1-8B-Instruct", "data": "data/aegis2", "taxonomy": "aegis2", "format": "json", "frame": "paper", "max_len": 2048},
 }
@@ -140,7 +140,7 @@ def parse_args(argv=None):
     p.add_argument("--alpha", type=float, default=None, help="the update is (alpha/r) B A; default 2 r")
     p.add_argument("--lora-blocks", type=int, default=None, help="adapt the last N blocks only: cheaper steps; default 10 (tiny), 0 = all")
     # optimisation
-    p.add_argument("--trunk", type=int, default=None, help="rows, neither refusals nor needs caution, on which guards begin; default 512 (tiny) or 0")
+    p.add_argument("--trunk", type=int, default=None, help="rows, neither refusals nor needs caution, on which guards begin; default 1024 (tiny) or 0")
     p.add_argument("--rows", type=int, default=None, help="rows of each guard after the trunk; default 384 (tiny), 0 = all")
     p.add_argument("--epochs", type=float, default=1, help="passes over the rows")
     p.add_argument("--batch", type=int, default=8, help="rows per optimiser step")
@@ -159,7 +159,7 @@ def parse_args(argv=None):
     p.add_argument("--seeds", type=int, default=1, help="repeat with seeds 0..N-1")
     # inference
     p.add_argument("--batch-tokens", type=int, default=4096, help="tokens per forward when scoring, the policy not counted")
-    p.add_argument("--limit", type=int, default=None, help="rows of each evaluation set; default 300 (tiny), 0 = all")
+    p.add_argument("--limit", type=int, default=None, help="rows of each evaluation set; default 400 (tiny), 0 = all")
     p.add_argument("--generate", type=int, default=64, help="rows whose verdict is also generated: agreement, parse failures, categories")
     p.add_argument("--window", type=int, default=512, help="rows that classify holds in memory and sorts by length")
     p.add_argument("--threshold", type=float, default=0.5, help="classify, policy: unsafe from this P(unsafe) on")
