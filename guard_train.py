@@ -863,7 +863,8 @@ def micro_batches(docs, budget):
     """one step's documents by length, in groups of at most `budget` tokens; longest first, so memory peaks at once."""
     out, room = [], 0
     for d in sorted(docs, key=lambda d: -len(d.ids)):
-        out, room = (out, room) if room >= len(d.ids) and out else (out + [[]], budget)
+        if not out or len(d.ids) > room:
+            out, room = out + [[]], budget
         out[-1].append(d)
         room -= len(d.ids)
     return out
@@ -876,10 +877,15 @@ def backward(g, head, docs, total, budget):
     """
     P, loss = len(head), 0.0
     for group in micro_batches(docs, max(1, budget - P)):
-        make = lambda first, of: torch.tensor(first + [v for k, d in enumerate(group, 1) for v in of(k, d)], device=g.device)   # (T,)
-        ids, nxt = make(head, lambda k, d: d.ids[:-1]), make([0] * P, lambda k, d: d.ids[1:])
-        w, pos = make([0.0] * P, lambda k, d: d.mask[1:]), make(list(range(P)), lambda k, d: range(P, P + len(d.ids) - 1))
-        doc = make([0] * P, lambda k, d: [k] * (len(d.ids) - 1))
+        ids, nxt, w, pos, doc = [*head], [0] * P, [0.0] * P, [*range(P)], [0] * P
+        for k, d in enumerate(group, 1):
+            n = len(d.ids) - 1                                                      # the last token is a target only
+            ids += d.ids[:n]
+            nxt += d.ids[1:]
+            w += d.mask[1:]
+            pos += range(P, P + n)
+            doc += [k] * n
+        ids, nxt, w, pos, doc = (torch.tensor(v, device=g.device) for v in (ids, nxt, w, pos, doc))   # (T,) each
         sees = ((doc[:, None] == doc) | (doc == 0)).tril()                          # (T, T)
         h = g.hidden(ids[None], pos[None], Shared(mask=torch.zeros_like(sees, dtype=g.lm.dtype).masked_fill(~sees, -torch.inf)))[0]
         at = w.nonzero()[:, 0]                                                      # head only where there is a target
