@@ -272,9 +272,9 @@ class Judges:
             self.id = f"{label_of(a.judge)} {self.model.id}"
 
     def verdicts(self, todo):
-        """[(Judge, fields)] -> [{judge, verdict or None, raw, failed}]; one retry with the same prompt, then unscored."""
+        """[(Judge, fields)] -> [{judge, verdict or None, raw, failed}]; of a server one retry with the same prompt, then unscored."""
         out = [{"verdict": None} for _ in todo]
-        for _ in range(2):
+        for _ in range(2 if isinstance(self.model, Endpoint) else 1):   # a local model would say the same again
             left = [i for i, v in enumerate(out) if v["verdict"] is None]
             requests = [Request("", user(fill(todo[i][0].template, todo[i][1])), None, todo[i][0].max_tokens) for i in left]
             for group, replies in self.model.answers(requests):
@@ -1448,8 +1448,17 @@ def calibration(a, judges=None):
     says = {k: [word[f(r["completion"])] for r in rows] for k, f in SCORERS.items()}
     if judges and not judges.keyword:
         names = {"complied": "full_compliance", "refused": "full_refusal", "partial": "partial_refusal"}
-        got = judges.verdicts([(REFUSAL_JUDGE, {"QUESTION": r["prompt"], "ANSWER": r["completion"]}) for r in rows])
-        says[f"judge {judges.id}"] = [names.get(v["verdict"]) for v in got]
+        cache, got = Cache(a.out / "cache/holistic.sqlite"), []
+        bar = tqdm(rows, desc=f"judge {judges.id}", unit="answer", leave=False, disable=None)
+        for at in range(0, len(rows), 32):   # kept 32 at a time: a judge that costs is not asked twice, also after a kill
+            todo = [(REFUSAL_JUDGE, {"QUESTION": r["prompt"], "ANSWER": r["completion"]}) for r in rows[at:at + 32]]
+            keys = [sha("calibrate", judges.id, REFUSAL_JUDGE.template, f) for _, f in todo]
+            had = {k: row["verdict"] for k in keys if (row := cache.get(k))}
+            new = dict(zip((k for k in keys if k not in had), judges.verdicts([t for t, k in zip(todo, keys) if k not in had])))
+            cache.put({k: {"verdict": v["verdict"], "scores": {}, "judged": {}} for k, v in new.items() if not v["failed"]})
+            got += [had[k] if k in had else new[k]["verdict"] for k in keys]
+            bar.update(len(keys))
+        says[f"judge {judges.id}"] = [names.get(v) for v in got]
     kappa = lambda pairs: None if not pairs or math.isnan(v := evals.cohen_kappa(*zip(*pairs))) else v
     for k, guess in says.items():
         both = [(r["label"], g, r.get("source") or "all") for g, r in zip(guess, rows) if g is not None]

@@ -720,6 +720,10 @@ def test_a_server_as_judge_of_calibrate(data, nursery, serve, tmp_path):
     nursery.run("calibrate", "--data", data, "--out", tmp_path, "--judge", j.url, "--judge-model", "owl").ok()
     got = json.loads((tmp_path / "holistic/calibrate/calibration.json").read_text())["scorers"]
     assert got[f"judge owl at {j.url}"] == got["xstest21"] and got["xstest21"]["n"] == 24
+    asked = len(j.bodies)
+    nursery.run("calibrate", "--data", data, "--out", tmp_path, "--judge", j.url, "--judge-model", "owl").ok()
+    again = json.loads(max((tmp_path / "holistic").glob("calibrate*/calibration.json"), key=lambda p: p.stat().st_mtime).read_text())["scorers"]
+    assert again == got and len(j.bodies) == asked   # what a judge has read it is not asked again
 
 
 # -----------------------------------------------------------------------------
