@@ -941,8 +941,9 @@ def train_rows(a, name, r, items, topics):
         rows = [i for part, n in parts for i in part[:a.rows // n]] + plain[:a.trunk // 4 if r.layers else 0]   # small has no trunk
     else:
         rows = [i for i in items if r.refusals or i.kind != "refusal"][:a.rows or None]
-    share, seen = a.topic_blend / (1 - a.topic_blend) * r.blend, a.trunk if name != trunk_of(name) else 0
-    return rows + topics[round(seen * share):][:round(len(rows) * share)]   # other ones than in the trunk
+    share = a.topic_blend / (1 - a.topic_blend) * r.blend
+    seen = round(a.trunk * share) % max(1, len(topics)) if name != trunk_of(name) else 0
+    return rows + (topics[seen:] + topics[:seen])[:round(len(rows) * share)]   # other ones than in the trunk, as far as they reach
 
 def train(g, name, r, rows, cats, topics, a, folder):
     """the loop: guard `name` is trained in place. log.jsonl gets a line a step, state/NAME.safetensors the exact state; both resume."""

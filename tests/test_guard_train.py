@@ -218,6 +218,10 @@ def test_after_the_trunk_neither_an_answer_nor_its_lack_decides(inputs, tmp_path
             assert sum(bool(r.prompt) for r in alone) == 24 == len(alone) - 24
     blend = gt.train_rows(a, "blend", gt.recipe(a, "blend"), items, [gt.Item(f"t{n}", (("user", "x"),), False, None, False, (), "topic", "", "X") for n in range(99)])
     assert sum(r.kind == "topic" for r in blend) / len(blend) == 0.2
+    topics = [gt.Item(f"t{n}", (("user", "x"),), False, None, False, (), "topic", "", "X") for n in range(99)]
+    taught = {n: [r for r in gt.train_rows(a, n, gt.recipe(a, n), items, topics) if r.kind == "topic"] for n in ("trunk-blend", "blend")}
+    assert [len(t) for t in taught.values()] == [30, 24] and not set(taught["trunk-blend"]) & set(taught["blend"])   # new ones after the trunk
+    assert sum(r.kind == "topic" for r in gt.train_rows(a, "blend", gt.recipe(a, "blend"), items, topics[:25])) == 24   # or the same again: never none
     trunk = gt.train_rows(a, "trunk", gt.recipe(a, "trunk"), items, [])
     assert len(trunk) == 120 and not any(r.caution or r.kind == "refusal" for r in trunk)
 
