@@ -89,17 +89,17 @@ def sha256(obj):
 # ---- config --------------------------------------------------------------------------------------------------------------------
 SIZES = {   # defaults of flags
     "tiny": {"model": "data/smollm2/model", "data": "data/proxyguard", "taxonomy": "proxy", "format": "json", "frame": "short", "max_len": 256,
-             "rank": 64, "lr": 2e-3, "lora_blocks": 10, "trunk": 1024, "rows": 384, "limit": 400},
+             "rank": 64, "lr": 2e-3, "blocks": 20, "lora_blocks": 10, "trunk": 1024, "rows": 384, "limit": 400},
     "7b": {"model": "meta-llama/LlamaGuard-7b", "data": "data/aegis1", "taxonomy": "aegis1", "format": "text", "frame": "paper", "max_len": 2048},
     "8b": {"model": "meta-llama/Llama-3.1-8B-Instruct", "data": "data/aegis2", "taxonomy": "aegis2", "format": "json", "frame": "paper", "max_len": 2048},
 }
-OTHERS = {"rank": 16, "lr": 2e-4, "lora_blocks": 0, "trunk": 0, "rows": 0, "limit": 0}   # of every model and data set but the miniature's
+OTHERS = {"rank": 16, "lr": 2e-4, "blocks": 0, "lora_blocks": 0, "trunk": 0, "rows": 0, "limit": 0}   # of every model and data set but the miniature's
 GUARDS = {   # what each guard changes in the common recipe. All but blend and small go on from one trunk: they differ by what is listed here only
     "permissive": {},                              # needs caution is safe
     "defensive": {"mapping": "defensive"},         # needs caution is unsafe, and a category of the policy
     "blend": {"blend": True},                      # and --topic-blend of topic-following rows, in its trunk too
     "norefusal": {"refusals": False},              # without the refusals to unsafe prompts
-    "small": {"layers": 10},                       # the first ten blocks only
+    "small": {"blocks": 10, "trunk": False},       # the first ten blocks only, from the start
 }
 STAGES = ["all", "jury", "train", "eval", "novel", "adapt", "classify", "policy"]
 
@@ -138,7 +138,8 @@ def parse_args(argv=None):
     # LoRA
     p.add_argument("--rank", type=int, default=None, help="r: rows of A, columns of B; default 64 (tiny) or 16, as on the card of Aegis 1")
     p.add_argument("--alpha", type=float, default=None, help="the update is (alpha/r) B A; default 2 r")
-    p.add_argument("--lora-blocks", type=int, default=None, help="adapt the last N blocks only: cheaper steps; default 10 (tiny), 0 = all")
+    p.add_argument("--blocks", type=int, default=None, help="a guard is the first N blocks of the model; default 20 of 30 (tiny), 0 = all")
+    p.add_argument("--lora-blocks", type=int, default=None, help="adapt the last N of its blocks only: cheaper steps; default 10 (tiny), 0 = all")
     # optimisation
     p.add_argument("--trunk", type=int, default=None, help="rows, neither refusals nor needs caution, on which guards begin; default 1024 (tiny) or 0")
     p.add_argument("--rows", type=int, default=None, help="rows of each guard after the trunk; default 384 (tiny), 0 = all")
@@ -496,7 +497,7 @@ class LoRA(nn.Module):
 
 # what the attention of one forward sees besides its own tokens. prefix: per block (k, v), both (1, Hkv, P, hd), one for the whole batch; past: per block
 # (k, v), (B, Hkv, S, hd), of each row; valid (B, S): which places of past hold a token; keep: a list that collects this forward's own keys and values;
-# mask (T, T): 0 where a token sees another, -inf elsewhere, instead of all before it
+# mask (T, T) or (B, 1, T, T): 0 where a token sees another, -inf elsewhere, instead of all before it
 Shared = namedtuple("Shared", "prefix past valid keep mask", defaults=(None,) * 5)
 
 def shared_attention(module, q, k, v, mask, scaling, shared, **_):
@@ -572,6 +573,7 @@ class Guard:
             with open(p, "rb") as f:
                 h.update(hashlib.file_digest(f, "sha256").digest())
         self.id, self.eos, self.memo = h.hexdigest()[:16], self.tok.eos_token_id, (None, None)
+        self.below, self.room = {}, 2e9   # hidden states that enter the first adapted block, by batch, and the bytes they may still take
         self.verdict_tokens()
 
     # ---- tokens ----
@@ -658,9 +660,9 @@ class Guard:
             lora.B = nn.Parameter(torch.zeros(d_out, self.a.rank, device=self.device))
             lora.s = self.a.alpha / self.a.rank
 
-    def set_depth(self, layers):
-        """use the first `layers` blocks only (0 = all): a smaller guard out of the same weights."""
-        self.lm.config.num_hidden_layers = min(layers or self.depth, self.depth)
+    def set_depth(self, blocks):
+        """use the first `blocks` blocks only (0 = all): a smaller guard out of the same weights."""
+        self.lm.config.num_hidden_layers = min(blocks or self.depth, self.depth)
 
     @property
     def blocks(self):
@@ -713,6 +715,8 @@ class Guard:
         """inside, every layer holds W + s B A: no adapter matmuls while scoring. Scores and verdicts are made in here."""
         self.wid = self.weights_id()
         kept = [(lora, lora.lin.weight.data, lora.A, lora.B) for lora in self.lora.values() if lora.A is not None]
+        adapted = [int(name.split(".")[2]) for name, lora in self.lora.items() if lora.A is not None]
+        self.low = min(adapted, default=max(0, min(self.a.blocks or self.depth, self.depth) - (self.a.lora_blocks or self.depth)))
         try:
             with torch.inference_mode():
                 for lora, W, A, B in kept:
@@ -724,9 +728,18 @@ class Guard:
                 lora.lin.weight.data = W
 
     # ---- forward passes ----
-    def hidden(self, ids, pos, shared):
-        """ids, pos (B, T) -> last hidden states (B, T, D) after the final norm."""
-        return self.body(input_ids=ids, position_ids=pos, use_cache=False, shared=shared).last_hidden_state
+    def hidden(self, ids, pos, shared, below=None):
+        """ids, pos (B, T) -> last hidden states (B, T, D) after the final norm.
+
+        below: a list. An empty one gets what enters block self.low, the first that an adapter touches; from a filled one the pass goes on there.
+        """
+        blocks, enter = self.body.layers, lambda _, args: (below[0], *args[1:]) if below else below.append(args[0])
+        try:
+            with contextlib.nullcontext() if below is None else blocks[self.low].register_forward_pre_hook(enter):
+                self.body.layers = blocks[self.low:self.blocks] if below else blocks
+                return self.body(input_ids=ids, position_ids=pos, use_cache=False, shared=shared).last_hidden_state
+        finally:
+            self.body.layers = blocks
 
     def prefix(self, ids):
         """keys and values of the policy, by block, each (1, Hkv, P, hd)."""
@@ -768,27 +781,34 @@ class Guard:
     def score(self, cats, turns, store=None, desc="score", share=True):
         """[turns] -> log-odds (N, 2) of prompt and response, nan where there is none. Only for merged(): P(unsafe) = sigmoid.
 
-        One forward a row. JSON: the answer's beginning is given and the verdict is its next token; then `<verdict>", "Response Safety": "` is
-        appended to the row's own keys and values and the next token read, so the second verdict follows the first as in generation.
+        One forward a row. JSON: the answer's beginning is given and the verdict is its next token. A row with a response goes on in two ways, `safe",
+        "Response Safety": "` and `unsafe", ...`, that do not see each other; the second verdict is read where the first one leads, as in generation.
         """
         head, tail = self.question(cats)
-        rows = [self.rest(t, head, tail) + (self.json[0] if self.a.format == "json" else []) for t in turns]
-        both = [self.a.format == "json" and t[-1][0] == "assistant" for t in turns]
-        out, kv = np.full((len(rows), 2), np.nan), self.policy_cache(head) if share else None
-        for batch in tqdm(self.batches(rows), desc=desc, unit="batch", leave=False, disable=None):
-            key = sha256([self.wid, head, [(rows[i], both[i]) for i in batch]])[:24]   # whole batches: the last digits depend on who is in one
+        json_, P, kv = self.a.format == "json", len(head) if share else 0, self.policy_cache(head) if share else None
+        rows = [([] if share else head) + self.rest(t, head, tail) + (self.json[0] if json_ else []) for t in turns]
+        both = torch.tensor([json_ and t[-1][0] == "assistant" for t in turns], device=self.device)
+        ways, m = [t for v in (False, True) for t in self.word[v] + self.json[1]], 1 + len(self.json[1])
+        out, long = np.full((len(rows), 2), np.nan), [r + ways * b for r, b in zip(rows, both.tolist())]
+        for batch in tqdm(self.batches(long), desc=desc, unit="batch", leave=False, disable=None):
+            place = sha256([self.id, self.low, head, P, [long[i] for i in batch]])[:24]   # whole batches: the last digits depend on who is in one
+            key, below = sha256([self.wid, place])[:24], None
             if store and key in store.rows:
                 out[batch] = store.rows[key]["log_odds"]
                 continue
-            keep, P = [], len(head) if share else 0
-            h, n = self.forward_rows(kv, P, [rows[i] if share else head + rows[i] for i in batch], keep if any(both[i] for i in batch) else None)
-            out[batch, 0] = self.log_odds(h).cpu()
-            if pick := [j for j, i in enumerate(batch) if both[i]]:
-                ids = torch.tensor([self.word[bool(out[batch[j], 0] > 0)] + self.json[1] for j in pick], device=self.device)
-                n, past = n[pick], [(k[pick], v[pick]) for k, v in keep]
-                T, valid = ids.shape[1], torch.arange(past[0][0].shape[2], device=self.device) < n[:, None]
-                h = self.hidden(ids, P + n[:, None] + torch.arange(T, device=self.device), Shared(kv, past, valid))
-                out[[batch[j] for j in pick], 1] = self.log_odds(h[:, -1]).cpu()
+            ids, n = self.pad([long[i] for i in batch])                                     # (B, T)
+            if store and self.low and (place in self.below or self.room > 0):   # guards of one policy differ from there on: what is below, once for all
+                self.room -= 0 if place in self.below else ids.numel() * self.head.shape[1] * self.head.element_size()
+                below = self.below.setdefault(place, [])
+            two, t = both[batch], torch.arange(ids.shape[1], device=self.device)
+            n = (n - 2 * m * two)[:, None]                                                  # (B, 1) the first verdict is read at n - 1
+            first, second = (t >= n) & (t < n + m), t >= n + m                              # (B, T) which way a token stands on, if it does
+            hide = (t > t[:, None]) | second[:, :, None] & first[:, None]                   # (B, T, T)
+            mask = torch.zeros_like(hide, dtype=self.lm.dtype).masked_fill(hide, -torch.inf)[:, None] if two.any() else None
+            h = self.hidden(ids, P + t - m * second, Shared(kv, mask=mask), below)
+            at = lambda j: self.log_odds(h.gather(1, j[:, :, None].expand(-1, -1, h.shape[2]))[:, 0])
+            odds = at(n - 1)
+            out[batch, 0], out[batch, 1] = odds.cpu(), at((n - 1 + m * (1 + (odds > 0)[:, None])) * two[:, None]).where(two, torch.nan).cpu()
             if store:
                 store.add([{"key": key, "log_odds": out[batch].tolist()}])
         return out
@@ -938,7 +958,7 @@ def train_rows(a, name, r, items, topics):
         parts = [([i for i in items if i.caution], 6), ([i for i in items if i.kind == "refusal" and r.refusals], 6), ([i for i in rest if i.response], 6),
                  ([i for i in rest if not alone(i) and not i.prompt], 6), ([i for i in rest if alone(i) and i.prompt], 4),
                  ([i for i in rest if alone(i) and not i.prompt], 12)]
-        rows = [i for part, n in parts for i in part[:a.rows // n]] + plain[:a.trunk // 4 if r.layers else 0]   # small has no trunk
+        rows = [i for part, n in parts for i in part[:a.rows // n]] + plain[:0 if r.trunk else a.trunk // 4]
     else:
         rows = [i for i in items if r.refusals or i.kind != "refusal"][:a.rows or None]
     share = a.topic_blend / (1 - a.topic_blend) * r.blend
@@ -948,10 +968,10 @@ def train_rows(a, name, r, items, topics):
 def train(g, name, r, rows, cats, topics, a, folder):
     """the loop: guard `name` is trained in place. log.jsonl gets a line a step, state/NAME.safetensors the exact state; both resume."""
     global TRAINING
-    trunk = folder / f"adapter/{trunk_of(name)}" if a.trunk and name != trunk_of(name) and not r.layers else None
+    trunk = folder / f"adapter/{trunk_of(name)}" if r.trunk and name != trunk_of(name) else None
     g.load(trunk)
     if not trunk:
-        g.set_depth(r.layers)
+        g.set_depth(r.blocks)
         g.start(a.seed)
     else:   # gentler steps, and policies that lack more: what a trunk has learned is to be read, not remembered
         a = argparse.Namespace(**vars(a) | {"lr": a.lr / 2, "drop": min(2 * a.drop, 0.9)})
@@ -1011,7 +1031,7 @@ def train(g, name, r, rows, cats, topics, a, folder):
     write_json(out / "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": a.model, "r": a.rank, "lora_alpha": a.alpha, "lora_dropout": 0.0,
         "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "target_modules": list(LINEARS), "layers_to_transform": sorted({int(n.split(".")[2]) for n in g.active()}),
-        "guard_blocks": r.layers, "guard_mapping": r.mapping, "guard_taxonomy": a.taxonomy})
+        "guard_blocks": r.blocks, "guard_mapping": r.mapping, "guard_taxonomy": a.taxonomy})
 
 # ---- online adaptation: no-regret learning over experts (the textbook forms; see bound()) ----------------------------------------
 # N experts, losses l in [0, 1]^N, one vector a round. The ensemble keeps the sum L of the losses, or log-weights in float64, and puts
@@ -1267,7 +1287,8 @@ def metrics(y, odds, threshold, only=None):
 X = namedtuple("X", "g a cats sets topics store")   # one experiment: what every stage needs
 
 def recipe(a, name):
-    return argparse.Namespace(**{"mapping": a.mapping, "blend": False, "refusals": True, "layers": 0} | GUARDS.get(name.removeprefix("trunk-"), {}))
+    return argparse.Namespace(**{"mapping": a.mapping, "blend": False, "refusals": True, "blocks": a.blocks, "trunk": bool(a.trunk)}
+                              | GUARDS.get(name.removeprefix("trunk-"), {}))
 
 def truth(items, mapping, cats, which):
     """labels (n,) of prompts or responses; nan where there is none. Format text judges the conversation as a whole."""
@@ -1592,7 +1613,7 @@ def run(x, folder):
         res["jury"] = jury(x, folder)
         save()
     if do("train"):
-        for name in sorted({trunk_of(n) for n in a.guards if a.trunk and not recipe(a, n).layers}) + a.guards:
+        for name in sorted({trunk_of(n) for n in a.guards if recipe(a, n).trunk}) + a.guards:
             if a.resume and (folder / "adapter" / name / "adapter_config.json").exists():
                 say(f"{name}: trained already")
                 continue

@@ -39,6 +39,7 @@ def peer(g):
     for i, block in enumerate(lm.model.layers):
         for name, part in gt.LINEARS.items():
             getattr(getattr(block, part), name).weight.data.copy_(getattr(getattr(g.body.layers[i], part), name).lin.weight)
+    lm.config.num_hidden_layers = g.blocks   # a guard may be the model's first blocks
     return lm
 
 

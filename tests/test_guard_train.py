@@ -1,6 +1,7 @@
 """guard_train.py: the command and its files, formulas beside references, invariances, kills, bad input.
 Run: python -m pytest tests/test_guard_train.py (two minutes on one core; no network, no GPU)"""
 import argparse, ast, contextlib, io, json, math, os, re, shutil, signal, subprocess, sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -504,6 +505,37 @@ def test_scores_do_not_depend_on_batches(guard, items):
         with g.merged():
             got.append(g.score(cats, [i.turns for i in items]))
     assert np.nanmax(np.abs(got[0] - got[1])) < 1e-4 and np.nanmax(np.abs(got[0] - got[2])) < 1e-4
+
+
+def test_blocks_below_the_adapters_are_computed_once_for_all_guards_of_a_policy(guard, items, tmp_path):
+    g, cats, turns, calls = guard("--lora-blocks", 1), gt.policy(CATS, "permissive"), [i.turns for i in items], Counter()
+    for block in g.body.layers[:2]:
+        block.register_forward_hook(lambda m, *_: calls.update([m.self_attn.layer_idx]))
+    for k in range(3):   # three guards
+        for lora in g.active().values():
+            lora.B.data += 0.1 * k
+        with g.merged():
+            calls.clear()
+            got = g.score(cats, turns, gt.Answers(tmp_path / f"{k}.jsonl"))
+            assert calls[1] > 1 and calls[0] == (calls[1] if k == 0 else 1)   # 1: the policy
+            assert np.array_equal(got, g.score(cats, turns), equal_nan=True)
+    g.room = 0   # no memory left: other rows are computed, not kept
+    with g.merged():
+        kept = len(g.below)
+        assert np.array_equal(g.score(cats, turns[:3], gt.Answers(tmp_path / "4.jsonl")), g.score(cats, turns[:3]), equal_nan=True) and len(g.below) == kept
+
+
+def test_a_guard_of_the_first_blocks_is_the_model_with_fewer(guard, items, inputs):
+    g, cats = guard("--blocks", 1, start=False), gt.policy(CATS, "permissive")
+    g.set_depth(1)
+    g.start(0)
+    assert {n.split(".")[2] for n in g.active()} == {"0"}
+    head, tail = g.question(cats)
+    lm = gt.transformers.AutoModelForCausalLM.from_pretrained(inputs / "nano", dtype=torch.float32, num_hidden_layers=1)
+    with g.merged(), torch.no_grad():
+        got = g.score(cats, [i.turns for i in items[:5]])[:, 0]
+        logits = [lm(torch.tensor([head + g.rest(i.turns, head, tail) + g.json[0]])).logits[0, -1] for i in items[:5]]   # B = 0: the model itself
+    assert got == pytest.approx([float(l[g.sides[1]].logsumexp(0) - l[g.sides[0]].logsumexp(0)) for l in logits], abs=1e-4)
 
 
 def test_merging_changes_nothing_and_is_undone(guard, items):
