@@ -89,7 +89,7 @@ def sha256(obj):
 # ---- config --------------------------------------------------------------------------------------------------------------------
 SIZES = {   # defaults of flags
     "tiny": {"model": "data/smollm2/model", "data": "data/proxyguard", "taxonomy": "proxy", "format": "json", "frame": "short", "max_len": 256,
-             "rank": 64, "lr": 2e-3, "blocks": 20, "lora_blocks": 10, "trunk": 1024, "rows": 384, "limit": 400},
+             "rank": 32, "lr": 2e-3, "blocks": 20, "lora_blocks": 10, "trunk": 768, "rows": 384, "limit": 400},
     "7b": {"model": "meta-llama/LlamaGuard-7b", "data": "data/aegis1", "taxonomy": "aegis1", "format": "text", "frame": "paper", "max_len": 2048},
     "8b": {"model": "meta-llama/Llama-3.1-8B-Instruct", "data": "data/aegis2", "taxonomy": "aegis2", "format": "json", "frame": "paper", "max_len": 2048},
 }
@@ -136,12 +136,12 @@ def parse_args(argv=None):
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to compute")
     p.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16"], help="auto: bf16 where the chip multiplies it, else fp32")
     # LoRA
-    p.add_argument("--rank", type=int, default=None, help="r: rows of A, columns of B; default 64 (tiny) or 16, as on the card of Aegis 1")
+    p.add_argument("--rank", type=int, default=None, help="r: rows of A, columns of B; default 32 (tiny) or 16, as on the card of Aegis 1")
     p.add_argument("--alpha", type=float, default=None, help="the update is (alpha/r) B A; default 2 r")
     p.add_argument("--blocks", type=int, default=None, help="a guard is the first N blocks of the model; default 20 of 30 (tiny), 0 = all")
     p.add_argument("--lora-blocks", type=int, default=None, help="adapt the last N of its blocks only: cheaper steps; default 10 (tiny), 0 = all")
     # optimisation
-    p.add_argument("--trunk", type=int, default=None, help="rows, neither refusals nor needs caution, on which guards begin; default 1024 (tiny) or 0")
+    p.add_argument("--trunk", type=int, default=None, help="rows, neither refusals nor needs caution, on which guards begin; default 768 (tiny) or 0")
     p.add_argument("--rows", type=int, default=None, help="rows of each guard after the trunk; default 384 (tiny), 0 = all")
     p.add_argument("--epochs", type=float, default=1, help="passes over the rows")
     p.add_argument("--batch", type=int, default=8, help="rows per optimiser step")
@@ -159,7 +159,7 @@ def parse_args(argv=None):
     p.add_argument("--seed", type=int, default=0, help="order of rows, policies, start of A, bootstrap, drawn experts")
     p.add_argument("--seeds", type=int, default=1, help="repeat with seeds 0..N-1")
     # inference
-    p.add_argument("--batch-tokens", type=int, default=4096, help="tokens per forward when scoring, the policy not counted")
+    p.add_argument("--batch-tokens", type=int, default=8192, help="tokens per forward when scoring, the policy not counted")
     p.add_argument("--limit", type=int, default=None, help="rows of each evaluation set; default 400 (tiny), 0 = all")
     p.add_argument("--generate", type=int, default=64, help="rows whose verdict is also generated: agreement, parse failures, categories")
     p.add_argument("--window", type=int, default=512, help="rows that classify holds in memory and sorts by length")
@@ -637,16 +637,19 @@ class Guard:
 
     def answer(self, prompt, response, cats):
         """labels -> verdict ids and weights, both (n,), end token included."""
-        if self.a.format == "text":
-            ids = [self.word[bool(prompt or response)]] + ([self.ids("\n" + ",".join(c.id for c in cats))] if cats else [])
+        text = self.a.format == "text"
+        names = self.ids("\n" + ",".join(c.id for c in cats) if text else ", ".join(c.name for c in cats))
+        if text:
+            ids = [self.word[bool(prompt or response)]] + [names] * bool(cats)
         else:
             ids = [self.json[0], self.word[bool(prompt)]]
             ids += [self.json[1], self.word[response]] if response is not None else []
-            ids += [self.json[2], self.ids(", ".join(c.name for c in cats))] if cats else []
+            ids += [self.json[2], names] if cats else []
             ids += [self.json[3]]
-        # the words that decide weigh 1, the places where the JSON forks a half, the rest a tenth: a frame that is the same in every row is learned in
-        # ten steps and would drown them, and a fork that is learned badly leaves out the verdict of the response
-        weigh = lambda part, j: 1.0 if part in self.word.values() else 0.5 if part in self.json[1:] and j in self.forks else 0.1
+        # the words that decide weigh 1; where the JSON forks and a category begins a half; the rest a tenth: a frame that is the same in every row is
+        # learned in ten steps and would drown them, and a fork that is learned badly leaves out the verdict of the response
+        fork = lambda part, j: part is names and (text or j == 0) or part in self.json[1:] and j in self.forks
+        weigh = lambda part, j: 1.0 if part in self.word.values() else 0.5 if fork(part, j) else 0.1
         weights = [weigh(part, j) for part in ids for j in range(len(part))] + [0.1]
         return [t for part in ids for t in part] + [self.eos], weights
 
@@ -958,7 +961,7 @@ def train_rows(a, name, r, items, topics):
         parts = [([i for i in items if i.caution], 6), ([i for i in items if i.kind == "refusal" and r.refusals], 6), ([i for i in rest if i.response], 6),
                  ([i for i in rest if not alone(i) and not i.prompt], 6), ([i for i in rest if alone(i) and i.prompt], 4),
                  ([i for i in rest if alone(i) and not i.prompt], 12)]
-        rows = [i for part, n in parts for i in part[:a.rows // n]] + plain[:0 if r.trunk else a.trunk // 4]
+        rows = [i for part, n in parts for i in part[:a.rows // n]] + plain[:0 if r.trunk else a.trunk // 3]
     else:
         rows = [i for i in items if r.refusals or i.kind != "refusal"][:a.rows or None]
     share = a.topic_blend / (1 - a.topic_blend) * r.blend

@@ -7,5 +7,5 @@ ROOT = Path(__file__).resolve().parent.parent
 for path in (str(ROOT), str(ROOT / "tests")):
     if path not in sys.path:
         sys.path.insert(0, path)
-os.environ.setdefault("OMP_NUM_THREADS", "1")         # nano models: a second thread only waits; must be set before torch is imported
+os.environ["OMP_NUM_THREADS"] = "1"                     # nano models: a second thread only waits, and a fork of one that has two may hang; before torch is imported
 os.environ.setdefault("PYTHON", sys.executable)       # what the tests start scripts with
