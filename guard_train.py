@@ -637,19 +637,17 @@ class Guard:
 
     def answer(self, prompt, response, cats):
         """labels -> verdict ids and weights, both (n,), end token included."""
-        text = self.a.format == "text"
-        names = self.ids("\n" + ",".join(c.id for c in cats) if text else ", ".join(c.name for c in cats))
-        if text:
-            ids = [self.word[bool(prompt or response)]] + [names] * bool(cats)
+        if self.a.format == "text":
+            ids = [self.word[bool(prompt or response)]] + ([self.ids("\n" + ",".join(c.id for c in cats))] if cats else [])
         else:
             ids = [self.json[0], self.word[bool(prompt)]]
             ids += [self.json[1], self.word[response]] if response is not None else []
-            ids += [self.json[2], names] if cats else []
+            ids += [self.json[2], self.ids(", ".join(c.name for c in cats))] if cats else []
             ids += [self.json[3]]
-        # the words that decide weigh 1; where the JSON forks and a category begins a half; the rest a tenth: a frame that is the same in every row is
-        # learned in ten steps and would drown them, and a fork that is learned badly leaves out the verdict of the response
-        fork = lambda part, j: part is names and (text or j == 0) or part in self.json[1:] and j in self.forks
-        weigh = lambda part, j: 1.0 if part in self.word.values() else 0.5 if fork(part, j) else 0.1
+        # the words that decide and the places where the JSON forks weigh 1, the rest a tenth: a frame that is the same in every row is learned in ten
+        # steps and would drown them, and a fork that is learned badly leaves out the verdict of the response
+        decides = lambda part, j: part in self.word.values() or part in self.json[1:] and j in self.forks
+        weigh = lambda part, j: 1.0 if decides(part, j) else 0.1
         weights = [weigh(part, j) for part in ids for j in range(len(part))] + [0.1]
         return [t for part in ids for t in part] + [self.eos], weights
 
@@ -1028,7 +1026,7 @@ def train(g, name, r, rows, cats, topics, a, folder):
             say(f"stopped after step {step + 1}; go on with --resume")
             sys.exit(130)
     TRAINING = False
-    out = folder / "adapter" / name   # PEFT's format: loads with PeftModel.from_pretrained on transformers' model
+    out = folder / "adapter" / name   # PEFT's format: PeftModel.from_pretrained on a model loaded with num_hidden_layers=guard_blocks (0: as it is)
     out.mkdir(parents=True, exist_ok=True)
     write(out / "adapter_model.safetensors", lambda tmp: save_file({k: v.cpu().contiguous() for k, v in g.adapter().items()}, tmp, metadata={"format": "pt"}))
     write_json(out / "adapter_config.json", {

@@ -666,7 +666,7 @@ def test_what_is_taught_is_what_is_parsed(guard, fmt, items):
         assert (v.prompt, v.response) == ((prompt, response) if fmt == "json" else (bool(prompt or response), None))
 
 
-def test_where_verdicts_part_the_loss_weighs_at_least_a_half(guard):
+def test_where_verdicts_part_the_loss_weighs_most(guard):
     """two targets with different verdicts, or one with a response and one without: the first token that differs is a word or a fork of the JSON."""
     g, forms = guard(), [(p, r, CATS[:1] if p or r else []) for p in (True, False) for r in (True, False, None)]
     made = [g.answer(*f) for f in forms] + [g.answer(True, None, [])]
@@ -674,11 +674,8 @@ def test_where_verdicts_part_the_loss_weighs_at_least_a_half(guard):
         for other, weights2 in made:
             if ids != other:
                 j = next(j for j, (t, u) in enumerate(zip(ids, other)) if t != u)
-                assert min(weights[j], weights2[j]) >= 0.5
-        assert sum(w >= 0.5 for w in weights) <= 9 < len(weights)
-    two = [g.answer(True, None, [c]) for c in CATS[:2]]   # another category: another first token of its name
-    j = next(j for j, (t, u) in enumerate(zip(two[0][0], two[1][0])) if t != u)
-    assert two[0][1][j] == two[1][1][j] == 0.5
+                assert min(weights[j], weights2[j]) == 1.0
+        assert sum(w >= 0.5 for w in weights) <= 8 < len(weights)
 
 
 def test_labels_follow_mapping_and_policy():
