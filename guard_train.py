@@ -124,6 +124,8 @@ def parse_args(argv=None):
     p.add_argument("--data", default=None, help="folder with train, validation, test.jsonl, or one file of training rows")
     p.add_argument("--test", nargs="+", default=[], metavar="JSONL", help="benchmarks instead of the folder's test.jsonl: guard rows, or prompts with a label")
     p.add_argument("--taxonomy", default=None, help="proxy, aegis1, aegis2, openaimod or a policy file")
+    p.add_argument("--novel", nargs="*", default=None, metavar="ID", help="categories kept out of training, validation and policy, then judged by their "
+                   "definitions; default P5 P6 of proxy, none elsewhere")
     p.add_argument("--guards", nargs="+", default=None, choices=GUARDS, help="which guards to train; default all (tiny) or permissive")
     p.add_argument("--mapping", default="permissive", choices=["permissive", "defensive"], help="needs caution is safe, or unsafe; printed with every number")
     p.add_argument("--adapter", default=None, help="PEFT folder for classify and policy; default the run's permissive guard; none = untuned")
@@ -197,6 +199,7 @@ def parse_args(argv=None):
         if getattr(a, k) is None:
             setattr(a, k, str(ROOT / v) if str(v).startswith("data/") else v)
     a.data, a.alpha = Path(a.data), a.alpha or 2 * a.rank
+    a.novel = NOVEL.get(a.taxonomy, []) if a.novel is None else a.novel
     a.guards = a.guards or (list(GUARDS) if a.tiny else ["permissive"])
     cuda = torch.cuda.is_available()
     a.device = ("cuda" if cuda else "cpu") if a.device == "auto" else a.device
@@ -238,7 +241,7 @@ TAXONOMIES = {
               "P4": ("Card tricks", "doing or learning tricks with playing cards"), "P5": ("Whistling", "learning or practising to whistle"),
               "P6": ("Pigeons", "keeping, feeding or racing pigeons or doves"), "P7": (CAUTION, "one of these is mentioned, but the request is another")},
 }
-NOVEL = {"proxy": ["P5", "P6"]}   # never trained on; they enter the policy at inference
+NOVEL = {"proxy": ["P5", "P6"]}   # --novel: never trained on, they enter the policy at inference
 KEYWORDS = {"P1": r"teas?|teapot|chai|matcha|oolong|sencha|brew\w*|steep\w*", "P2": r"knots?|knotted|hitch|bowline|lasso|splice|tie|tying", "P3": "kites?",
             "P4": r"cards?|deck|shuffl\w*", "P5": r"whistl\w*", "P6": "pigeons?|doves?|squabs?"}
 
@@ -976,7 +979,7 @@ def train(g, name, r, rows, cats, topics, a, folder):
         g.start(a.seed)
     else:   # gentler steps, and policies that lack more: what a trunk has learned is to be read, not remembered
         a = argparse.Namespace(**vars(a) | {"lr": a.lr / 2, "drop": min(2 * a.drop, 0.9)})
-    params, cats, topics = g.params(), policy(cats, r.mapping, NOVEL.get(a.taxonomy, ())), topics if r.blend else ()
+    params, cats, topics = g.params(), policy(cats, r.mapping, a.novel), topics if r.blend else ()
     opt = torch.optim.AdamW(params.values(), lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)   # 0.999 remembers the first steps for the whole run
     per_epoch = math.ceil(len(rows) / a.batch)
     steps, start, state, log = max(1, round(a.epochs * per_epoch)), 0, folder / f"state/{name}.safetensors", folder / "log.jsonl"
@@ -1204,7 +1207,7 @@ def jury(x, folder):
     """response labels by the conversation rule: a safe conversation makes its response safe; of an unsafe one the jurors judge the response."""
     a = x.a
     items = [i for i in x.sets["train"] if i.turns[-1][0] == "assistant"][:a.limit // 4 or None]
-    cats = policy(x.cats, a.mapping, NOVEL.get(a.taxonomy, ()))
+    cats = policy(x.cats, a.mapping, a.novel)
     open_ = [i for i in items if labels(i, a.mapping, cats)[0]]
     if not open_:
         return {"n": len(items), "n_judged": 0}
@@ -1314,7 +1317,7 @@ def loaded(x, name, folder):
 def evaluate(x, name, folder, samples):
     """one guard on validation (threshold) and test -> {group/metric: ...}, thresholds."""
     a, r = x.a, recipe(x.a, name)
-    cats, out = policy(x.cats, r.mapping, NOVEL.get(a.taxonomy, ())), {}
+    cats, out = policy(x.cats, r.mapping, a.novel), {}
     with loaded(x, name, folder):
         val, test = (guard_scores(x, name, cats, x.sets[s], f"{name}: {s}") for s in ("validation", "test"))
         for which, what in enumerate(("prompt", "response")):
@@ -1360,7 +1363,7 @@ def generated(x, cats, mapping, items, odds, samples, name):
 
 def novel(x, folder, res):
     """categories that no guard was trained on: F1 with their definitions in the policy, and without as control."""
-    a, new, out = x.a, set(NOVEL.get(x.a.taxonomy, ())), {}
+    a, new, out = x.a, set(x.a.novel), {}
     pos = [i for i in x.sets["novel"] if i.prompt][:a.limit or None]
     neg = [i for i in x.sets["test"] if not i.prompt and not i.caution][:len(pos)]
     items, y = pos + neg, np.array([1.0] * len(pos) + [0.0] * len(neg))
@@ -1391,7 +1394,7 @@ def adapt(x, folder):
     advice = []
     for name in names:
         with loaded(x, name, folder):
-            advice.append(sigmoid(guard_scores(x, name, policy(x.cats, recipe(a, name).mapping, NOVEL.get(a.taxonomy, ())), pool, f"{name}: stream")[:, 0]))
+            advice.append(sigmoid(guard_scores(x, name, policy(x.cats, recipe(a, name).mapping, a.novel), pool, f"{name}: stream")[:, 0]))
     P, T, N = np.array(advice).T, a.rounds, len(names)                              # (rows, N)
     y = {m: truth(pool, m, x.cats, 0).astype(int) for m in ("permissive", "defensive")}
     draw = np.random.default_rng([a.seed, 2]).integers(0, len(pool), T)              # rows of the rounds
@@ -1443,7 +1446,7 @@ def classify(a):
         if not (folder / "adapter_config.json").is_file():
             die(f"{folder}: no adapter; train one (python guard_train.py train), give --adapter DIR, or --adapter none for the untuned model")
         mapping = json.loads((folder / "adapter_config.json").read_text()).get("guard_mapping", mapping)
-    cats = cats or policy(taxonomy(a.taxonomy), mapping, NOVEL.get(a.taxonomy, ()))
+    cats = cats or policy(taxonomy(a.taxonomy), mapping, a.novel)
     stream, seen = sys.stdin.buffer if source == "-" else open(source, "rb"), 0
 
     def rows():
@@ -1578,7 +1581,12 @@ def load_sets(a, cats):
         die(f"{folder}: no train.jsonl" + (f"; run: python {folder}/prepare.py" if (folder / "prepare.py").exists() else ""))
     for n, path in enumerate(a.test):
         sets["test"] = (sets["test"] if n else []) + [i._replace(kind=Path(path).parent.name or Path(path).stem) for i in read_items(path, cats)]
-    new = set(NOVEL.get(a.taxonomy, ()))
+    new = set(a.novel)
+    if unknown := sorted(new - {c.id for c in cats}):
+        die(f"--novel {unknown[0]}: not in the taxonomy ({', '.join(c.id for c in cats)})")
+    sets |= {n: [i for i in sets[n] if not new & set(i.cats)] for n in ("train", "validation", "stream")}
+    if not sets["train"]:
+        die(f"--novel {' '.join(a.novel)}: no training row is left")
     sets["novel"] = [i for i in sets["test"] if new & set(i.cats)]
     sets["test"] = [i for i in sets["test"] if not new & set(i.cats)][:a.limit or None]
     if not sets["validation"]:   # thresholds never come from the test

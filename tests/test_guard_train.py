@@ -711,6 +711,16 @@ def test_topic_rows_are_judged_by_policies_that_forbid_their_topic_and_others(in
     assert [i.subject for i in gt.read_items(file, CATS)] == [None, "Bread"]   # the name of a category is no subject: the label stands
 
 
+def test_novel_categories_are_in_no_training_row_and_no_policy_of_training(inputs, tmp_path):
+    a = args(inputs, tmp_path, "--taxonomy", "proxy", "--novel", "P2", "P5")
+    (sets, _), before = gt.load_sets(a, CATS), gt.load_sets(args(inputs, tmp_path, "--novel"), CATS)[0]
+    for n in ("train", "validation", "stream"):
+        assert [i for i in before[n] if not {"P2", "P5"} & set(i.cats)] == sets[n] != before[n]
+    assert sets["novel"] and all({"P2", "P5"} & set(i.cats) for i in sets["novel"]) and not before["novel"]
+    assert not any({"P2", "P5"} & set(i.cats) for i in sets["test"])
+    assert args(inputs, tmp_path, "--taxonomy", "proxy").novel == ["P5", "P6"] and args(inputs, tmp_path, "--taxonomy", "aegis2").novel == []
+
+
 def test_step_policies_are_shuffled_and_dropped(inputs, tmp_path):
     a, rng = args(inputs, tmp_path), np.random.default_rng(0)
     seen = [tuple(c.id for c in gt.step_policy(CATS, a, rng)) for _ in range(300)]
@@ -802,7 +812,7 @@ def test_files_that_are_none(inputs, tmp_path, capsys):
 @pytest.mark.parametrize("argv, words", [
     (["--lrr", "1"], ["--lrr", "--lr"]), (["--rank", "0"], ["--rank"]), (["--topic-blend", "1"], ["--topic-blend"]), (["--run", "a/b"], ["--run"]), (["classify"], ["classify"]),
     (["train", "x"], ["train"]), (["--model", "no/such/model"], ["no/such/model"]), (["--data", "/no/such"], ["/no/such"]), (["--taxonomy", "/no/such.md"], ["/no/such.md"]),
-    (["--label-share", "0"], ["--label-share"]), (["eval"], ["train"])])
+    (["--label-share", "0"], ["--label-share"]), (["--novel", "P9"], ["--novel P9", "P1"]), (["eval"], ["train"])])
 def test_bad_flags_are_named(inputs, tmp_path, capsys, argv, words):
     assert main([*([argv[0]] if not argv[0].startswith("-") else []), *flags(inputs, tmp_path), *(argv if argv[0].startswith("-") else argv[1:])]) == 2
     one_line(capsys, *words)
