@@ -87,7 +87,7 @@ def sha256(obj):
     return hashlib.sha256(json.dumps(obj).encode()).hexdigest()
 
 # ---- config --------------------------------------------------------------------------------------------------------------------
-SIZES = {   # defaults of flags. tiny: adapted in its middle and cut there, the miniature reads a category that it was never shown; at its top it does not
+SIZES = {   # defaults of flags. tiny: adapted in its middle and cut there, the miniature reads a category that it was never shown; at its top it hardly does
     "tiny": {"model": "data/smollm2/model", "data": "data/proxyguard", "taxonomy": "proxy", "format": "json", "frame": "short", "max_len": 256,
              "rank": 32, "lr": 2e-3, "blocks": 20, "lora_blocks": 10, "trunk": 768, "rows": 384, "limit": 400},
     "7b": {"model": "meta-llama/LlamaGuard-7b", "data": "data/aegis1", "taxonomy": "aegis1", "format": "text", "frame": "paper", "max_len": 2048},
