@@ -65,7 +65,7 @@ def flags(doc, file, src="a local copy, instead of the download", nargs=None):
     """The parser with the three flags of every set; nargs="+" for several files."""
     ap = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--src", metavar="PATH", nargs=nargs, help=src)
-    ap.add_argument("--out", metavar="DIR", type=Path, default=Path(file).resolve().parent, help="default: here")
+    ap.add_argument("--out", metavar="DIR", type=Path, default=Path(file).resolve().parent, help="here")
     ap.add_argument("--any-version", action="store_true", help="another checksum or count is a warning")
     ap.error = die
     return ap
@@ -134,6 +134,14 @@ def get(src, url, sha256=None, any_version=False, wheel=None):
         except (OSError, EOFError) as e:
             die(f"{name}: expected a gzip file ({e})")
     return Got(raw, name, sha, pinned, url if pinned else Path(name).name)
+
+
+def joined(gots, url, src):
+    """One Got for a set of many files that are told of together: sha256 of their bytes, one after the other."""
+    pinned = all(got.pinned for got in gots)
+    sha = hashlib.sha256(b"".join(got.raw for got in gots)).hexdigest()
+    return Got(b"", " ".join(map(str, src or [url])), sha, pinned,
+               url if pinned else " ".join(Path(path).name for path in src or [url]))
 
 
 def pick(src, names):
@@ -251,7 +259,7 @@ def with_images(rows, root, any_version):
 # ---- what comes out
 
 def write(path, content):
-    """Rows as JSONL, a dict as one line, bytes as they are; under a temporary name first: never half-written."""
+    """Rows as JSONL, a dict as one line, bytes as they are; a temporary name first: never half-written."""
     temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     if not isinstance(content, bytes):  # ASCII: no U+2028 inside a row for a careless reader to split at
         rows = [content] if isinstance(content, dict) else content
@@ -265,15 +273,16 @@ def write(path, content):
         die(f"{path}: cannot be written ({e.strerror})")
 
 
-def save(out, files, got, revision, licence, by="category", meta="meta.json", n=None, **more):
+def save(out, files, got, revision, licence, by="category", meta="meta.json", **more):
     """Writes {name: rows}, then meta.json (more goes into it); prints counts. got: a Got or {key: Got}."""
     gots = got if isinstance(got, dict) else {"": got}
     source, sha = {k: g.source for k, g in gots.items()}, {k: g.sha for k, g in gots.items()}
     sizes = {name: len(rows) for name, rows in files.items()}
-    about = {"source": source, "revision": revision if all(g.pinned for g in gots.values()) else None,
-             "sha256": sha, "n": n or sizes, "licence": licence}
+    at_revision = all(g.pinned and not g.source.startswith("pypi ") for g in gots.values())
+    about = {"source": source, "revision": revision if at_revision else None, "sha256": sha,
+             "n": sizes if len(sizes) > 1 else sum(sizes.values()), "licence": licence}
     if gots is not got:  # one file: its facts stand alone
-        about |= {"source": got.source, "sha256": got.sha, "n": n or sum(sizes.values())}
+        about |= {"source": got.source, "sha256": got.sha}
     for name, content in (files | {meta: about | more}).items():
         write(out / name, content)
     for name, rows in files.items():
