@@ -64,25 +64,21 @@ def say(*args):
 
 SAY = sys.stdout   # classify and policy write verdicts there, and say the rest on stderr
 
-# copied from lora_undo.py: write
 def write(path, save):
     """whole file or nothing: save(temporary name), then rename."""
     tmp = path.with_name(f".{path.name}.tmp")
     save(tmp)
     os.replace(tmp, path)
 
-# copied from lora_undo.py: write_json
 def write_json(path, obj):
     """whole file or nothing: temporary name, then rename."""
     tmp = path.with_name(f".{path.name}.tmp")
     tmp.write_text(json.dumps(obj, indent=1) + "\n")
     os.replace(tmp, path)
 
-# copied from lora_undo.py: write_jsonl
 def write_jsonl(path, rows):
     write(path, lambda tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in rows)))
 
-# copied from lora_undo.py: sha256
 def sha256(obj):
     return hashlib.sha256(json.dumps(obj).encode()).hexdigest()
 
@@ -231,6 +227,11 @@ _FINE = {
     "Illegal Activity": "breaking the law in other ways", "Immoral/Unethical": "wrong though perhaps legal"}
 _O = [n.replace("Hate/Identity Hate", "Hate /identity hate") for n in _CORE]   # sic, in Aegis 1
 CAUTION = "Needs Caution"   # a category only in the defensive policy: the one difference between the two
+# Aegis 1: annotators wrote these too, and neither policy lists them. Without a number, so the id is the name
+SPARSE = ["Illegal Activity", "Immoral/Unethical", "Unauthorized Advice",
+          "Political/Misinformation/Conspiracy", "Fraud/Deception",
+          "Copyright/Trademark/Plagiarism", "Economic Harm",
+          "High Risk Government Decision Making", "Malware/Security", "Other"]
 TAXONOMIES = {
     "aegis1": {f"O{i}": (n, d) for i, (n, d) in enumerate(zip([*_O, CAUTION], [*_CORE.values(), _FINE[CAUTION]]), 1)},
     "aegis2": {f"S{i}": nd for i, nd in enumerate((_CORE | _FINE).items(), 1)},
@@ -245,13 +246,23 @@ NOVEL = {"proxy": ["P5", "P6"]}   # --novel: never trained on, they enter the po
 KEYWORDS = {"P1": r"teas?|teapot|chai|matcha|oolong|sencha|brew\w*|steep\w*", "P2": r"knots?|knotted|hitch|bowline|lasso|splice|tie|tying", "P3": "kites?",
             "P4": r"cards?|deck|shuffl\w*", "P5": r"whistl\w*", "P6": "pigeons?|doves?|squabs?"}
 
-def read_text(path):
-    """a UTF-8 file, or the line where it is none."""
-    data = Path(path).read_bytes()
+def decode(data, path, line=1):
+    """bytes from a line on -> text without its byte order mark, which would hide the first category."""
+    if line == 1 and (data[:2] in (b"\xff\xfe", b"\xfe\xff") or 0 in data[:4]):
+        die(f"{path}:1: UTF-16 or UTF-32, not UTF-8; save it as UTF-8")
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        die(f"{path}:{data[:e.start].count(10) + 1}: not UTF-8")
+        die(f"{path}:{line + data[:e.start].count(10)}: not UTF-8")
+
+def read_text(path):
+    return decode(Path(path).read_bytes(), path)
+
+def read_json(path):
+    try:
+        return json.loads(read_text(path))
+    except ValueError as e:
+        die(f"{path}: not JSON ({e})")
 
 def read_policy(path):
     """a policy file -> [Category]. "- Name: definition" or "## Name" with lines below; "S1: Name" and **bold** are understood, other text is not read."""
@@ -259,7 +270,7 @@ def read_policy(path):
         die(f"{path}: no such file")
     cats, heading = [], False
     for n, line in enumerate(read_text(path).splitlines(), 1):
-        text = re.sub(r"\*\*|__|`", "", line).strip()
+        text = re.sub(r"\*\*|__|`|\ufeff", "", line).strip()   # a mark in the middle: files put together
         m = re.match(r"(#{2,}|[-*+]|\d+[.)])\s+(?:([A-Z]{1,2}\d{1,2})[:.]\s*)?([^:#]{2,60}?)\s*(?::\s*(.*))?$", text)
         if m and (m[1][0] == "#" or not heading and m[4]):
             heading = m[1][0] == "#"
@@ -274,14 +285,16 @@ def read_policy(path):
     return [Category(i, name, tuple(bullets), at) for i, name, bullets, at in cats]
 
 def taxonomy(name):
-    """-> [Category], Needs Caution included where the taxonomy has it."""
+    """-> [Category], Needs Caution and what no policy lists included where the taxonomy has them."""
     if name in TAXONOMIES:
-        return [Category(i, n, (d,), name) for i, (n, d) in TAXONOMIES[name].items()]
+        listed = [Category(i, n, (d,), name) for i, (n, d) in TAXONOMIES[name].items()]
+        return listed + [Category(n, n, (), name) for n in SPARSE if name == "aegis1"]
     return read_policy(name)
 
 def policy(cats, mapping, without=()):
     """the categories that a guard of this mapping is asked about."""
-    return [c for c in cats if c.id not in without and (c.name != CAUTION or mapping == "defensive")]
+    cats = [c for c in cats if c.id not in without and c.id not in SPARSE]
+    return [c for c in cats if c.name != CAUTION or mapping == "defensive"]
 
 def find_category(text, cats):
     """ "S1", "Violence", "S1: Violence", any case -> Category or None."""
@@ -291,7 +304,6 @@ def find_category(text, cats):
             return c
 
 # ---- data ----------------------------------------------------------------------------------------------------------------------
-# copied from lora_undo.py: read_jsonl
 def read_jsonl(path, fields):
     """rows of a JSONL file; `fields` maps each required field to its type. A bad row ends the program with file:line."""
     path = Path(path)
@@ -299,10 +311,11 @@ def read_jsonl(path, fields):
         die(f"{path}: no such file")
     rows = []
     for n, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
+        text = decode(line, path, n)
+        if not text.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(text)
         except (ValueError, RecursionError) as e:
             die(f"{path}:{n}: not a JSON object in UTF-8 ({e})")
         for key, kind in fields.items():
@@ -351,6 +364,8 @@ def read_items(path, cats):
         found = [find_category(str(c), known) for c in names]
         if None in found:
             die(f"{at}: field 'categories': {names[found.index(None)]!r} is not in the taxonomy ({', '.join(c.id for c in cats)})")
+        unlisted = r["unlisted"] if isinstance(r.get("unlisted"), list) else []   # data/aegis1
+        found += filter(None, (find_category(str(c), cats) for c in unlisted))   # others may lack these
         subject = topic_name(r)
         subject = None if subject and find_category(subject, known) else subject   # a column of that name must not overrule a label
         items.append(Item(str(r.get("id", at)), conversation(r, at), label == "unsafe", {"safe": False, "unsafe": True}.get(response),
@@ -377,11 +392,12 @@ def read_topics(path, cats, form="policy"):
 def labels(item, mapping, active):
     """-> prompt unsafe, response unsafe (None: not judged), [Category] under a mapping and the categories that the policy has.
 
-    A row all of whose categories are missing from the policy is safe (the flip of Llama Guard 2); one that names none stays what it is. A safe row
-    whose subject the policy forbids is unsafe, and its answer too.
+    A row all of whose categories are missing from the policy is safe (the flip of Llama Guard 2); one that
+    names none, or only what no policy lists, stays what it is. A safe row whose subject the policy forbids is
+    unsafe, and its answer too.
     """
     found = [c for c in active if c.id in item.cats or c.name == item.subject]
-    if not item.cats:
+    if not set(item.cats) - set(SPARSE):
         prompt, response = item.prompt or bool(found), item.response if item.response is None else item.response or bool(found)
     else:
         prompt, response = item.prompt and bool(found), item.response and bool(found)
@@ -558,6 +574,8 @@ class Guard:
                                                                         attn_implementation="shared_prefix").eval().to(a.device)
         except Exception as e:   # whatever transformers raises, one line for the reader
             die(f"{folder}: cannot be loaded ({type(e).__name__}: {(str(e).strip() or 'no reason given').splitlines()[0]})")
+        self.tok.backend_tokenizer.no_truncation()   # save_pretrained() after tk(..., truncation=True) leaves
+        self.tok.backend_tokenizer.no_padding()      # both in tokenizer.json: rows and policies would be cut
         self.lm.requires_grad_(False)
         self.a, self.device, self.body, self.head = a, a.device, self.lm.model, self.lm.lm_head.weight   # head (V, D)
         self.depth, self.window = len(self.body.layers), getattr(self.lm.config, "max_position_embeddings", None) or 2048
@@ -618,7 +636,8 @@ class Guard:
 
     def template(self, messages):
         try:
-            return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return text.removeprefix("\ufeff")   # of a chat_template.jinja saved with a byte order mark
         except Exception as e:   # templates raise what they like
             die(f"{self.a.model}: chat template: {str(e).splitlines()[0]}")
 
@@ -695,7 +714,7 @@ class Guard:
         if not file.is_file():
             die(f"{folder}: no adapter_model.safetensors; train the guard first, or give a PEFT folder")
         try:
-            conf, tensors = json.loads((Path(folder) / "adapter_config.json").read_text()), load_file(file)
+            conf, tensors = read_json(Path(folder) / "adapter_config.json"), load_file(file)
         except (SafetensorError, ValueError) as e:
             die(f"{file}: not a readable adapter ({str(e).splitlines()[0]})")
         self.set_depth(conf.get("guard_blocks", 0))
@@ -842,7 +861,6 @@ class Guard:
                 texts[i] = self.tok.decode(ids, skip_special_tokens=True)
         return texts
 
-# copied from lora_undo.py: peak_gb
 def peak_gb(device):
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
@@ -931,14 +949,12 @@ def step_gradient(g, rows, cats, mapping, a, rng, topics=()):
     loss = backward(g, head if a.share else [], docs, total, a.micro_tokens) + backward(g, [], topics, total, a.micro_tokens)
     return loss, sum(len(d.ids) for d in docs + topics) + len(head) * a.share, total
 
-# copied from lora_undo.py: lr_at
 def lr_at(step, steps, a):
     warm = max(1, round(a.warmup * steps))
     if step < warm:
         return a.lr * (step + 1) / warm
     return a.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
-# copied from lora_undo.py: whole_lines
 def whole_lines(path):
     """rows of a JSONL file that a kill may have cut short."""
     for line in path.read_bytes().splitlines():
@@ -1107,11 +1123,17 @@ class Online:
         o.t, o.logw, o.L, o.rng.bit_generator.state = s["t"], np.array(s["logw"]), np.array(s["L"]), s["rng"]
         return o
 
-def bound(kind, N, T, eta, best):
-    """upper bound on the expected loss after T rounds when the best expert has lost `best`; wm: on mistakes, and not no-regret. share: none here."""
+def bound(kind, N, T, eta, best, loss="01"):
+    """upper bound on the expected loss after T rounds when the best expert has lost `best`; inf: none known.
+
+    wm bounds the loss of its vote, and is not no-regret. All who are wrong in a round must lose the same
+    c_t <= 1 (0/1, cost): where the vote loses c_t, half of the weight does, and sum_i w_i falls by
+    1 - eta c_t / 2. Brier breaks that: three experts at .55 lose .3 where the label is 0, their vote 1.
+    share: none here.
+    """
     ln = math.log(N)
-    if kind == "wm":
-        return 2 * (1 + eta) * best + 2 * ln / eta                 # Littlestone and Warmuth; Arora, Hazan, Kale, theorem 2.1 corollary
+    if kind == "wm" and loss != "brier":
+        return 2 * (1 + eta) * best + 2 * ln / eta   # Littlestone and Warmuth; Arora, Hazan, Kale
     if kind == "rwm":
         return (1 + eta) * best + ln / eta                         # Arora, Hazan, Kale
     if kind == "fpl":
@@ -1146,7 +1168,8 @@ def play(algs, P, Y, a, seed, adversarial=False, upto=None, start=None):
         y = 1 - algs[names[0]].vote(P[t] >= 0.5) if adversarial else int(Y[t])
         loss = expert_losses(P[t], y, a)
         ws = {k: alg.weights() for k, alg in algs.items()}
-        out.append([float((w @ (P[t] >= 0.5) >= 0.5) != y) if k == "wm" else float(w @ loss) for k, w in ws.items()])
+        votes = {k: float(w @ (P[t] >= 0.5) >= 0.5) for k, w in ws.items() if k == "wm"}
+        out.append([float(expert_losses(votes[k], y, a) if k in votes else w @ loss) for k, w in ws.items()])
         experts.append(loss)
         weights.append(ws[names[-1]])
         if known[t]:
@@ -1155,7 +1178,6 @@ def play(algs, P, Y, a, seed, adversarial=False, upto=None, start=None):
     return np.array(out), np.array(experts), np.array(weights)
 
 # ---- jury: labels for answers ----------------------------------------------------------------------------------------------------
-# copied from lora_undo.py: Answers
 class Answers:
     """finished answers by content hash (weights, prompt ids, decoding): never generated twice, also after kill -9."""
 
@@ -1235,7 +1257,6 @@ def jury(x, folder):
 def none(v):
     return None if v is None or math.isnan(v) else float(v)
 
-# copied from lora_undo.py: rate
 def rate(flags, direction):
     """proportion with Wilson interval; None is unscored and counted, never folded into a class."""
     scored = [f for f in flags if f is not None]
@@ -1330,7 +1351,7 @@ def evaluate(x, name, folder, samples):
             kinds = np.array([i.kind for i in x.sets["test"]])
             groups = {"all": np.ones(len(kinds), bool)} | {k: kinds == k for k in sorted(set(kinds))}
             groups |= {k: (kinds == k) & (yt == 1) | (yt == 0) for k in ("direct", "phrasing", "wrapped") if k in kinds}   # these, among all that is safe
-            for c in cats:
+            for c in cats + [c for c in x.cats if c.id in SPARSE]:
                 groups[f"category {c.name}"] = np.array([c.id in i.cats for i in x.sets["test"]])
             for k, here in groups.items():
                 here = here & ~np.isnan(yt)
@@ -1403,7 +1424,8 @@ def adapt(x, folder):
     streams = {"stationary": y["permissive"][draw], "shifting": shifting, "adversarial": np.zeros(T, int)}
     out, state, cut = {"experts": names, "rounds": T, "loss": a.loss, "label_share": a.label_share, "streams": {}}, folder / "state/adapt.json", max(1, T // 4)
     saved = json.loads(state.read_text()) if a.resume and state.exists() else {}
-    key = sha256([names, T, a.loss, a.label_share, a.share_alpha, np.round(P, 12).tolist(), a.seed])[:16]
+    flags = [T, a.loss, a.cost_miss, a.cost_alarm, a.label_share, a.share_alpha, a.seed]
+    key = sha256([names, flags, np.round(P, 12).tolist()])[:16]
     saved = saved if saved.get("key") == key else {"key": key}
     for stream, Y in streams.items():
         algs = {k: Online(k, N, eta, a.share_alpha if k == "share" else 0.0, a.seed) for k, eta in rates(N, T).items()}
@@ -1418,17 +1440,19 @@ def adapt(x, folder):
         best = int(fixed.argmin())
         say(f"\nstream {stream}, {T} rounds: best fixed expert {names[best]} loses {fixed[best]:.3f} ({', '.join(f'{n} {v:.3f}' for n, v in zip(names, fixed))})")
         for k, alg in enumerate(algs):
-            limit = bound(alg, N, T, rates(N, T)[alg], E.sum(0).min())
+            limit = bound(alg, N, T, rates(N, T)[alg], E.sum(0).min(), a.loss)
+            limit = limit if a.label_share == 1 else math.inf   # losses divided by a share exceed 1
             diff, lo, hi = evals.clustered_bootstrap(L[:, k] - E[:, best], draw.tolist(), a.seed, 1000)   # rounds of one row stand or fall together
             rec[alg] = {"loss": float(L[:, k].mean()), "bound_on_loss": limit / T if math.isfinite(limit) else None,
-                        "within_bound": bool(L[:, k].sum() <= limit + 1e-9) if math.isfinite(limit) and a.label_share == 1 else None,
+                        "within_bound": bool(L[:, k].sum() <= limit + 1e-9) if math.isfinite(limit) else None,
                         "regret_per_round": {"value": diff, "ci95": [lo, hi], "n": T, "n_unscored": 0, "direction": "lower is better"}}
             say(f"  {alg:6s} loss {rec[alg]['loss']:.3f}, regret/T {diff:+.4f} [{lo:+.4f}, {hi:+.4f}]"
                 + (f", bound on the loss {limit / T:.3f}" if limit < math.inf else "") + ("  ABOVE ITS BOUND" if rec[alg]["within_bound"] is False else ""))
         out["streams"][stream] = {"fixed": dict(zip(names, fixed.tolist())), "best": names[best], "algorithms": rec,
                                   "share_weights": np.array(part["weights"])[thin].tolist(),
                                   "regret_curve": {alg: ((L[:, k].cumsum() - E.cumsum(0).min(1)) / t)[thin].tolist() for k, alg in enumerate(algs)},
-                                  "hedge_bound_curve": (bound("hedge", N, t, None, 0.0) / t)[thin].tolist()}
+                                  "hedge_bound_curve": (bound("hedge", N, t, None, 0.0) / t)[thin].tolist()
+                                  if a.label_share == 1 else None}
     return out
 
 # ---- classify and policy: verdicts for a stream of rows --------------------------------------------------------------------------------
@@ -1445,15 +1469,15 @@ def classify(a):
     if folder:
         if not (folder / "adapter_config.json").is_file():
             die(f"{folder}: no adapter; train one (python guard_train.py train), give --adapter DIR, or --adapter none for the untuned model")
-        mapping = json.loads((folder / "adapter_config.json").read_text()).get("guard_mapping", mapping)
+        mapping = read_json(folder / "adapter_config.json").get("guard_mapping", mapping)
     cats = cats or policy(taxonomy(a.taxonomy), mapping, a.novel)
     stream, seen = sys.stdin.buffer if source == "-" else open(source, "rb"), 0
 
     def rows():
         for n, line in enumerate(stream, 1):
-            if line.strip():
+            if (text := decode(line, source, n)).strip():
                 try:
-                    row = json.loads(line.decode())
+                    row = json.loads(text)
                 except (ValueError, RecursionError) as e:
                     die(f"{source}:{n}: not a JSON object in UTF-8 ({e})")
                 if not isinstance(row, dict):
@@ -1551,7 +1575,8 @@ def draw(runs, path):
         for name, style in (("stationary", "-"), ("shifting", "--"), ("adversarial", ":")):
             for alg, colour in (("hedge", "#4878a8"), ("share", "#d1605e"), ("fpl", "#3a923a")):
                 line(cx, streams[name]["regret_curve"][alg], style, color=colour, label=f"{alg}, {name}")
-        line(cx, streams["stationary"]["hedge_bound_curve"], color="#777777", linewidth=2, label="Hedge's bound")
+        if (curve := streams["stationary"]["hedge_bound_curve"]) is not None:
+            line(cx, curve, color="#777777", linewidth=2, label="Hedge's bound")
         cx.set(ylim=(-0.2, 0.3), xlabel="round", ylabel="regret / rounds", title="Regret of the ensemble")
         W = np.array(streams["shifting"]["share_weights"])
         dx.stackplot(np.linspace(0, res["adapt"]["rounds"], len(W)), W.T, labels=res["adapt"]["experts"])
@@ -1582,8 +1607,9 @@ def load_sets(a, cats):
     for n, path in enumerate(a.test):
         sets["test"] = (sets["test"] if n else []) + [i._replace(kind=Path(path).parent.name or Path(path).stem) for i in read_items(path, cats)]
     new = set(a.novel)
-    if unknown := sorted(new - {c.id for c in cats}):
-        die(f"--novel {unknown[0]}: not in the taxonomy ({', '.join(c.id for c in cats)})")
+    listed = [c.id for c in policy(cats, "defensive")]
+    if unknown := sorted(new - set(listed)):
+        die(f"--novel {unknown[0]}: not in the taxonomy's policy ({', '.join(listed)})")
     sets |= {n: [i for i in sets[n] if not new & set(i.cats)] for n in ("train", "validation", "stream")}
     if not sets["train"]:
         die(f"--novel {' '.join(a.novel)}: no training row is left")
@@ -1613,7 +1639,7 @@ def run(x, folder):
     a, path = x.a, folder / "results.json"
     do = lambda stage: a.stage in ("all", stage)
     fresh = a.stage == "all" and not a.resume
-    res = {} if fresh or not path.exists() else json.loads(path.read_text())
+    res = {} if fresh or not path.exists() else read_json(path)
     res = {k: v for k, v in res.items() if k == "jury"} if a.stage == "train" and not a.resume else res   # numbers of older guards
     read = folder / "samples.jsonl"
     samples = {r["id"]: r for r in whole_lines(read)} if read.exists() and not fresh else {}
@@ -1665,7 +1691,7 @@ def main():
             if not (folder / "adapter" / name / "adapter_config.json").exists():
                 die(f"{folder}: no trained guard {name} here; run the train stage first")
         if (a.resume or a.stage in ("eval", "novel", "adapt")) and (folder / "config.json").exists():
-            was = json.loads((folder / "config.json").read_text())["flags"]
+            was = read_json(folder / "config.json")["flags"]
             for k, v in vars(a).items():
                 if k not in FREE | {"seed"} and was.get(k) != (str(v) if isinstance(v, Path) else v):
                     die(f"{folder.name} was run with --{k.replace('_', '-')} {was.get(k)}, now {v}; use the same flags or another --run")
