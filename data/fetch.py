@@ -137,7 +137,7 @@ def get(src, url, sha256=None, any_version=False, wheel=None):
 
 
 def joined(gots, url, src):
-    """One Got for a set of many files that are told of together: sha256 of their bytes, one after the other."""
+    """One Got for a set of many files told of together: sha256 of their bytes, one after the other."""
     pinned = all(got.pinned for got in gots)
     sha = hashlib.sha256(b"".join(got.raw for got in gots)).hexdigest()
     return Got(b"", " ".join(map(str, src or [url])), sha, pinned,
