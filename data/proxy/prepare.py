@@ -40,6 +40,14 @@ def shuffled(rows, salt):
         return hashlib.sha256((salt + json.dumps(row, sort_keys=True)).encode()).digest()
     return sorted(rows, key=key)
 
+def read_seeds(folder, salt):
+    """{file: its rows, shuffled}; a .txt file holds one text a line."""
+    seeds = {}
+    for path in folder.iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        seeds[path.stem] = [json.loads(line) if path.suffix == ".jsonl" else {"text": line} for line in lines]
+    return {name: shuffled(rows, salt) for name, rows in seeds.items()}
+
 def having(rows, **want):
     return [row for row in rows if all(row.get(field) == value for field, value in want.items())]
 
@@ -58,7 +66,8 @@ def mix(rows, *fields):
 
 def fill(form, seed):
     """A phrasing or wrapper with the seed's own words in its slot: {vp}, {np} or {prompt}."""
-    slot, value = "{" + form["slot"] + "}", seed[form["slot"]]
+    name = form.get("slot", "prompt")
+    slot, value = "{" + name + "}", seed[name]
     inside = slot == "{prompt}" and not form["text"].endswith(slot)
     if inside and not re.search(r"[.!?][\"')]*$", value):  # a sentence follows
         value += "?" if QUESTION.search(value) else "."
@@ -129,15 +138,10 @@ def test_sets(s):
 
 def main():
     parser = argparse.ArgumentParser(description="make the data sets of the proxy policy")
-    parser.add_argument("--seeds", type=Path, default=HERE / "seeds", help="where the seeds are")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the data sets go")
+    parser.add_argument("--out", type=Path, default=HERE, help="default: here")
     args = parser.parse_args()
-    seeds = {path.stem: list(map(json.loads, path.open("rb"))) for path in args.seeds.glob("*.jsonl")}
-    refusals = (args.seeds / "refusals.txt").read_text(encoding="utf-8").splitlines()
-    seeds["refusals"] = [{"text": text} for text in refusals]
-    seeds["wrappers"] = [row | {"slot": "prompt"} for row in seeds["wrappers"]]
-    seeds = {name: shuffled(rows, SEED) for name, rows in seeds.items()}
-
+    seeds = read_seeds(HERE / "seeds", SEED)
+    seeds["wrappers"] = shuffled([row | {"slot": "prompt"} for row in seeds["wrappers"]], SEED)
     train, undo, test = (of_split(seeds, split) for split in ("train", "undo", "test"))
     undoing = make("direct", undo["forbidden"])
     undoing += make("paraphrased", in_turn(undo["forbidden"], 72, 3), undo["phrasings"])
