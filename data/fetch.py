@@ -240,6 +240,15 @@ def choice(row, key, where, allowed):
     return row[key]
 
 
+def texts(row, key, where, n=None):
+    """A list of texts: n of them, or any number but none."""
+    found = row.get(key)
+    right = isinstance(found, list) and found and all(isinstance(text, str) for text in found)
+    if not right or len(found) != (n or len(found)):
+        die(f"{where}: {key}: expected a list of {n or 'some'} texts")
+    return found
+
+
 def with_images(rows, root, any_version):
     """The rows whose images exist below root, with absolute paths. Images are looked for, never opened."""
     kept, gone = [], []
