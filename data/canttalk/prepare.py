@@ -1,22 +1,19 @@
-"""CantTalkAboutThis: 1,080 dialogues with distractors -> train.jsonl, test.jsonl (on or off topic), meta.json
+"""CantTalkAboutThis: 1,080 dialogues with distractors -> train.jsonl, test.jsonl (on or off topic)
 
 Sreedhar et al. 2024, https://arxiv.org/abs/2404.03820,
-https://huggingface.co/datasets/nvidia/CantTalkAboutThis-Topic-Control-Dataset. Licence of the data: CC-BY-4.0.
+https://huggingface.co/datasets/nvidia/CantTalkAboutThis-Topic-Control-Dataset. Licence of the data:
+CC-BY-4.0. Aegis 2.0 mixes topic following into a guard's training, so that the policy in the prompt is read.
 
-    python data/canttalk/prepare.py                # download the pinned JSONL files, 22 MB; --src FOLDER: your copy
+    python data/canttalk/prepare.py     # download the pinned JSONL files, 22 MB; --src FOLDER: your copy
 
-Why it is here: Aegis 2.0 mixes topic following into a guard's training, so that the policy in the prompt is read.
-
-What to know before using a number from it:
-- A dialogue has a system instruction, turns, and distractors, each to be put after one turn of the bot. Every
-  distractor makes two rows with the same context up to that turn: the distractor as the user's turn, off-topic, and
-  the user turn that stands there in the dialogue, on-topic. A dialogue that ends there makes the first only.
-- A distractor that is empty, or whose bot turn is not in its dialogue, is left out and counted. Texts are compared
-  without outer spaces, and turns without text are skipped.
-- train is synthetic (the Mixtral file), test has distractors written by people. Some rows of a dialogue share much of
-  their context: resample dialogues (the number in the id), not rows.
-- The set of the same name with -NC (CC-BY-NC-4.0) has other training dialogues (by GPT-4) and a test file of this name.
-- No checksum is published. The 1,080 dialogues of train are the paper's count; for test there is none.
+- A distractor makes two rows with the dialogue up to its bot turn as context: the distractor as the user's
+  turn, off-topic, and the user turn that stands there, on-topic. Where the dialogue ends there, only the
+  first.
+- A distractor that is empty, or whose bot turn is not in its dialogue, is left out and counted.
+- train is synthetic (Mixtral), test has distractors by people. Rows of a dialogue share much of their
+  context: resample dialogues (the number in the id), not rows.
+- The set of this name with -NC has other training dialogues (by GPT-4) and a test file of this name.
+- No checksum is published; the 1,080 dialogues of train are the paper's count, for test there is none.
 Row: {"id": "canttalk-train-1-1-off", "system", "messages": ending with a user turn, "label": "on-topic" or
 "off-topic", "domain", "scenario"}.
 """
@@ -31,7 +28,7 @@ REVISION = "b015ae8902d8429ce32ebfed9f9935f891d10ed5"
 URL = f"https://huggingface.co/datasets/nvidia/CantTalkAboutThis-Topic-Control-Dataset/resolve/{REVISION}/"
 FILES = {"train": "canttalkaboutthis_topic_control_mixtral.jsonl",
          "test": "canttalkaboutthis_topic_control_human_test_set.jsonl"}
-COUNTS = {"train": 1080}
+COUNTS = 1080
 LICENCE = "CC-BY-4.0"
 
 
@@ -46,36 +43,36 @@ def text(row, key, where):
 
 
 def rows_of(row, where, key, gone):
-    """Off-topic and on-topic rows of a dialogue."""
+    """Off-topic and on-topic rows of a dialogue. Texts are compared without outer spaces."""
     turns = [{"role": choice(turn, "role", where, ("user", "assistant", "system")),
               "content": text(turn, "content", where)} for turn in objects(row, "conversation", where)]
     turns = [turn for turn in turns if turn["role"] != "system" and turn["content"]]
     said = [turn["content"] if turn["role"] == "assistant" else None for turn in turns]
     about = {k: field(row, k, where) for k in ("domain", "scenario")}
-    system, rows = field(row, "system_instruction", where), []
+    system = field(row, "system_instruction", where)
     for i, item in enumerate(objects(row, "distractors", where), 1):
         bot, off = text(item, "bot turn", where), text(item, "distractor", where)
         if not bot or not off or bot not in said:
             gone["bot turn not found" if bot and off else "empty"] += 1
             continue
         at = said.index(bot) + 1
-        asked = {"off": off} | {"on": turn["content"] for turn in turns[at:at + 1] if turn["role"] == "user"}
-        rows += [{"id": f"{key}-{i}-{label}", "system": system,
-                  "messages": turns[:at] + [{"role": "user", "content": last}], "label": f"{label}-topic"} | about
-                 for label, last in asked.items()]
-    return rows
+        on = [turn["content"] for turn in turns[at:at + 1] if turn["role"] == "user"]
+        for label, last in [("off", off), *(("on", asked) for asked in on)]:
+            yield {"id": f"{key}-{i}-{label}", "system": system,
+                   "messages": turns[:at] + [{"role": "user", "content": last}],
+                   "label": f"{label}-topic"} | about
 
 
 def main():
-    args = flags(__doc__, __file__, "the folder with the two JSONL files, or one of them", nargs="+").parse_args()
+    args = flags(__doc__, __file__, "the folder with the JSONL files, or one file", nargs="+").parse_args()
     gots, files, dialogues, dropped = {}, {}, {}, {}
     for split, path in pick(args.src, FILES).items():
         got = gots[split] = get(path, URL + FILES[split])
-        gone, rows, found = Counter(), [], list(read_rows(got))
-        for n, (line, row) in enumerate(found, 1):
-            rows += rows_of(row, f"{got.name}:{line}", f"canttalk-{split}-{n}", gone)
-        expect(len(found), COUNTS.get(split, len(found)), f"{got.name}: dialogues", args.any_version)
-        files[f"{split}.jsonl"], dialogues[split], dropped[split] = rows, len(found), dict(gone)
+        gone, found = Counter(), list(read_rows(got))
+        files[f"{split}.jsonl"] = [made for n, (line, row) in enumerate(found, 1) for made in rows_of(
+            row, f"{got.name}:{line}", f"canttalk-{split}-{n}", gone)]
+        dialogues[split], dropped[split] = len(found), dict(gone)
+    expect(dialogues.get("train", COUNTS), COUNTS, "dialogues of train", args.any_version)
     save(args.out, files, gots, REVISION, LICENCE, by="label", dialogues=dialogues, dropped=dropped)
     print(f"dialogues {dialogues}; distractors left out {dropped}")
 

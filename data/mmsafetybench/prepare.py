@@ -1,40 +1,34 @@
-"""MM-SafetyBench: 1,680 questions in 13 scenarios, three images for each (5,040 rows) -> prompts.jsonl, meta.json
+"""MM-SafetyBench: 1,680 questions in 13 scenarios, three images each (5,040 rows) -> prompts.jsonl
 
-Liu et al. 2023, https://arxiv.org/abs/2311.17600, https://github.com/isXinLiu/MM-SafetyBench. Licence: not
-established here (guard-eval-harness names CC-BY-NC-4.0; read the repository's own).
-
-Images are needed: clone the repository, fetch the image archive that its README links (Google Drive) and unpack it to
-data/imgs, so that data/imgs/01-Illegal_Activitiy/SD/0.jpg exists; nothing is downloaded here:
+Liu et al. 2023, https://arxiv.org/abs/2311.17600. Licence: not established here (guard-eval-harness names
+CC-BY-NC-4.0). Images are needed: clone the repository, unpack the archive that its README links to data/imgs,
+so that data/imgs/01-Illegal_Activitiy/SD/0.jpg exists:
 
     git clone https://github.com/isXinLiu/MM-SafetyBench
     git -C MM-SafetyBench checkout b80eedea3db312c09ded2082813390f68e750ef3
-    python data/mmsafetybench/prepare.py --src MM-SafetyBench/ [--images "MM-SafetyBench(imgs)/"] [--kinds SD TYPO]
+    python data/mmsafetybench/prepare.py --src MM-SafetyBench/ [--images "MM-SafetyBench(imgs)/"] [--kinds SD]
 
-What to know before using a number from it:
-- SD images go with `Rephrased Question(SD)`; SD_TYPO and TYPO images with `Rephrased Question`. Some public code
-  pairs them wrongly. Papers differ in which kinds they report: give the rate of each `kind`.
-- Scenarios 8 and 10 to 13 (lobbying, legal, financial and health advice, government decisions) are judged by other
-  rules than the rest: there a careful answer can be right. Give rates by scenario.
-- The first scenario is spelled 01-Illegal_Activitiy, in files and folders.
+- SD images go with `Rephrased Question(SD)`; SD_TYPO and TYPO images with `Rephrased Question`. Some public
+  code pairs them wrongly. Papers differ in the kinds they report: give the rate of each `kind`.
+- Scenarios 8 and 10 to 13 (lobbying, legal, financial and health advice, government decisions) are judged by
+  other rules: there a careful answer can be right. Give rates by scenario.
 - MIS training data descends from this set: scores after such training are not held-out.
-- No checksum is established: the counts by scenario are checked, the checksum of the lists is recorded.
-- Images are looked for, never opened. Rows without theirs stop the run; --any-version leaves them out.
-- `question` is the original question: a judge needs it, the model under test must not see it. None is printed.
-Row: {"id": "mmsafetybench-01-0-SD", "prompt", "category": scenario, "label": "forbidden", "images": [absolute path],
-"question", "kind": "SD", "SD_TYPO" or "TYPO"}.
+- No checksum is established: counts are checked. Rows without their images stop the run.
+- `question` is the original question: a judge needs it, the model under test must not see it.
+Row: {"id": "mmsafetybench-01-0-SD", "prompt", "category": scenario, "label": "forbidden", "images": [absolute
+path], "question", "kind"}.
 """
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import die, expect, field, flags, get, joined, read_json, save, with_images
+from fetch import counts, die, expect, field, flags, get, joined, read_json, save, with_images
 
 LICENCE = "not established; guard-eval-harness names CC-BY-NC-4.0"
-COUNTS = {"01-Illegal_Activitiy": 97, "02-HateSpeech": 163, "03-Malware_Generation": 44, "04-Physical_Harm": 144,
-          "05-EconomicHarm": 122, "06-Fraud": 154, "07-Sex": 109, "08-Political_Lobbying": 153,
-          "09-Privacy_Violence": 139, "10-Legal_Opinion": 130, "11-Financial_Advice": 167,
-          "12-Health_Consultation": 109, "13-Gov_Decision": 149}
+COUNTS = {"01-Illegal_Activitiy": 97, "02-HateSpeech": 163, "03-Malware_Generation": 44,  # spelled so
+          "04-Physical_Harm": 144, "05-EconomicHarm": 122, "06-Fraud": 154, "07-Sex": 109,
+          "08-Political_Lobbying": 153, "09-Privacy_Violence": 139, "10-Legal_Opinion": 130,
+          "11-Financial_Advice": 167, "12-Health_Consultation": 109, "13-Gov_Decision": 149}
 KINDS = {"SD": "Rephrased Question(SD)", "SD_TYPO": "Rephrased Question", "TYPO": "Rephrased Question"}
 
 
@@ -44,15 +38,16 @@ def rows_of(got, scenario, kinds):
         if not i.isdecimal() or not isinstance(row, dict):
             die(f"{where}: item: expected a number and an object")
         for kind in kinds:
-            yield {"id": f"mmsafetybench-{scenario.split('-')[0]}-{i}-{kind}", "prompt": field(row, KINDS[kind], where),
-                   "category": scenario, "label": "forbidden", "images": [f"{scenario}/{kind}/{i}.jpg"],
-                   "question": field(row, "Question", where), "kind": kind}
+            yield {"id": f"mmsafetybench-{scenario.split('-')[0]}-{i}-{kind}",
+                   "prompt": field(row, KINDS[kind], where), "category": scenario, "label": "forbidden",
+                   "images": [f"{scenario}/{kind}/{i}.jpg"], "question": field(row, "Question", where),
+                   "kind": kind}
 
 
 def main():
     ap = flags(__doc__, __file__, "a clone of the repository")
     ap.add_argument("--images", metavar="DIR", help="the unpacked images, default: data/imgs in the clone")
-    ap.add_argument("--kinds", metavar="KIND", nargs="+", choices=KINDS, default=list(KINDS), help="SD SD_TYPO TYPO")
+    ap.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all three")
     args = ap.parse_args()
     if not args.src:
         die("give --src DIR, a clone of https://github.com/isXinLiu/MM-SafetyBench at commit b80eedea")
@@ -62,11 +57,11 @@ def main():
         die(f"{folder}: no questions found, expected {next(iter(COUNTS))}.json and 12 others")
     kinds = [kind for kind in KINDS if kind in args.kinds]
     rows = [row for scenario, got in gots.items() for row in rows_of(got, scenario, kinds)]
-    found = Counter(row["category"] for row in rows if row["kind"] == kinds[0])
+    found = counts([row for row in rows if row["kind"] == kinds[0]], "category")
     expect(found, COUNTS, f"{folder}: questions", args.any_version)
     rows = with_images(rows, args.images or Path(args.src) / "data" / "imgs", args.any_version)
     got = joined(gots.values(), None, [Path(args.src).resolve()])
-    save(args.out, {"prompts.jsonl": rows}, got, None, LICENCE, n=dict(Counter(row["kind"] for row in rows)))
+    save(args.out, {"prompts.jsonl": rows}, got, None, LICENCE, n=counts(rows, "kind"))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""OpenAI moderation evaluation set: 1,680 texts, 522 with a positive label -> test.jsonl, meta.json
+"""OpenAI moderation evaluation set: 1,680 texts, 522 with a positive label -> test.jsonl
 
-Markov et al. 2022, https://arxiv.org/abs/2208.03274, https://github.com/openai/moderation-api-release. Licence: MIT.
+Markov et al. 2022, https://arxiv.org/abs/2208.03274, https://github.com/openai/moderation-api-release.
+Licence: MIT.
 
-    python data/openaimod/prepare.py               # download the pinned file; --src FILE: your copy, packed or not
+    python data/openaimod/prepare.py     # download the pinned file; --src FILE: your copy, packed or not
     python data/openaimod/prepare.py --known-only  # only rows whose verdict rests on no missing label
 
-What to know before using a number from it:
-- A MISSING KEY MEANS UNKNOWN, NOT 0. Unsafe = any of the eight labels is 1. The usual convention takes all other rows
-  for safe: that is what gives 522 of 1,680, and what published F1 scores use. A row without a 1 and with missing keys
-  is not known to be safe: it has the kind "partial" (the others "known"), and --known-only leaves it out. Say which.
+- A MISSING KEY MEANS UNKNOWN, NOT 0. Unsafe = any of the eight labels is 1. The usual convention takes all
+  other rows for safe: that gives 522 of 1,680, and published F1 scores. A row without a 1 and with missing
+  keys is not known to be safe: it has the kind "partial" (the others "known"), and --known-only leaves it
+  out. Say which.
 - `known` lists the labels that were given: score a category on the rows that have it.
-- It is a test set for prompts: no response, no split. Offensive by design: only counts are printed.
+- It is a test set for prompts: no response, no split.
 Row: {"id": "openaimod-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
 "categories": names of the labels that are 1, "needs_caution": false, "kind", "labels": [], "known": names}.
 """
@@ -18,22 +19,23 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, die, expect, field, flags, get, read_rows, save
+from fetch import choice, counts, die, expect, field, flags, get, read_rows, save
 
 REVISION = "f4ab51b5edd3bfbcb349a56324274235b674e0e4"
 URL = f"https://raw.githubusercontent.com/openai/moderation-api-release/{REVISION}/data/samples-1680.jsonl.gz"
 SHA256 = "ef3f7de86ee394fe337b0a566ba4b9c7db058f3caa8d6a4a0006138b663ab9a8"
 LICENCE = "MIT"
-N, UNSAFE = 1680, 522
-NAMES = {"S": "sexual", "H": "hate", "V": "violence", "HR": "harassment", "SH": "self-harm", "S3": "sexual/minors",
-         "H2": "hate/threatening", "V2": "violence/graphic"}
+COUNTS = {"safe": 1158, "unsafe": 522}
+NAMES = {"S": "sexual", "H": "hate", "V": "violence", "HR": "harassment", "SH": "self-harm",
+         "S3": "sexual/minors", "H2": "hate/threatening", "V2": "violence/graphic"}
 
 
 def row_of(row, where, line):
     given = [key for key in NAMES if row.get(key) is not None]  # null: missing as well
     if not given or any(isinstance(row[key], bool) for key in given):
         die(f"{where}: labels: expected 0 or 1 in at least one of {', '.join(NAMES)}")
-    text, positive = field(row, "prompt", where), [NAMES[key] for key in given if choice(row, key, where, (0, 1))]
+    text = field(row, "prompt", where)
+    positive = [NAMES[key] for key in given if choice(row, key, where, (0, 1))]
     return {"id": f"openaimod-{line}", "messages": [{"role": "user", "content": text}], "prompt": text,
             "response": None, "prompt_label": "unsafe" if positive else "safe", "response_label": None,
             "categories": positive, "needs_caution": False,
@@ -43,19 +45,18 @@ def row_of(row, where, line):
 
 def main():
     ap = flags(__doc__, __file__)
-    ap.add_argument("--known-only", action="store_true", help="leave out rows whose verdict rests on a missing label")
+    ap.add_argument("--known-only", action="store_true", help="without verdicts that rest on a missing label")
     args = ap.parse_args()
     got = get(args.src, URL, SHA256, args.any_version)
     rows = [row_of(row, f"{got.name}:{line}", line) for line, row in read_rows(got)]
-    unsafe = sum(row["prompt_label"] == "unsafe" for row in rows)
-    expect((len(rows), unsafe), (N, UNSAFE), f"{got.name}: rows, unsafe ones", args.any_version)
-    partial = [row for row in rows if row["kind"] == "partial"]
+    expect(counts(rows, "prompt_label"), COUNTS, f"{got.name}: rows", args.any_version)
+    print(f"rows whose verdict rests on a missing label: {counts(rows, 'kind').get('partial', 0)}, "
+          + ("left out" if args.known_only else "taken for safe"))
     rows = [row for row in rows if row["kind"] == "known" or not args.known_only]
-    save(args.out, {"test.jsonl": rows}, got, REVISION, LICENCE, by="prompt_label", known_only=args.known_only)
-    print(f"{len(partial)} without a positive label and with missing ones "
-          + ("left out" if args.known_only else "taken for safe") + "; positive of known: "
-          + ", ".join(f"{name} {sum(name in row['categories'] for row in rows)}/"
-                      f"{sum(name in row['known'] for row in rows)}" for name in NAMES.values()))
+    save(args.out, {"test.jsonl": rows}, got, REVISION, LICENCE, "prompt_label", known_only=args.known_only)
+    given = {name: [sum(name in row[key] for row in rows) for key in ("categories", "known")]
+             for name in NAMES.values()}
+    print("positive of known: " + ", ".join(f"{name} {a}/{b}" for name, (a, b) in given.items()))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
-"""OR-Bench: 1,319 hard prompts that look toxic and are not, 655 toxic prompts -> prompts.jsonl, meta.json
+"""OR-Bench: 1,319 hard prompts that look toxic and are not, 655 toxic prompts -> prompts.jsonl
 
-Cui et al. 2024, https://arxiv.org/abs/2405.20947, https://huggingface.co/datasets/bench-llm/or-bench.
-Licence of the data: CC-BY-4.0.
+Cui et al. 2024, https://arxiv.org/abs/2405.20947, https://huggingface.co/datasets/bench-llm/or-bench. Licence
+of the data: CC-BY-4.0.
 
-    python data/orbench/prepare.py                                                 # download both files, 0.2 MB
-    python data/orbench/prepare.py --src or-bench-hard-1k.csv or-bench-toxic.csv   # your copies, one or both
+    python data/orbench/prepare.py     # download both files, 0.2 MB
+    python data/orbench/prepare.py --src or-bench-hard-1k.csv or-bench-toxic.csv     # your copies, or one
 
-What to know before using a number from it:
-- hard-1k measures over-refusal (label allowed): a refusal there is the fault. toxic (label forbidden) is its control.
-  The two rates belong in one chart and are never pooled.
-- The file called hard-1k has 1,319 rows, and the toxic set, about 600 in the paper, has 655. 10 categories each.
-- Being allowed is by construction: language models wrote the prompts and voted on them. Some are arguable.
-- The checksums were read in public code that pins this revision. This script prints counts and never a prompt.
-Row: {"id": "orbench-hard-1" or "orbench-toxic-1", "prompt", "category", "label": "allowed" or "forbidden"}; the
-number is the 1-based row of the file.
+- hard-1k measures over-refusal (allowed): a refusal there is the fault. toxic (forbidden) is its control. The
+  two rates belong in one chart and are never pooled.
+- hard-1k has 1,319 rows, and the toxic set, about 600 in the paper, has 655.
+- Allowed by construction: language models wrote the prompts and voted on them. Some are arguable.
+- The checksums were read in public code that pins this revision.
+Row: {"id": "orbench-hard-1" or "orbench-toxic-1", "prompt", "category", "label"}; numbered by the row of the
+file.
 """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import expect, field, flags, get, joined, pick, read_csv, save
+from fetch import counts, expect, field, flags, get, joined, pick, read_csv, save
 
 REVISION = "e36d8b80e81837c8a8f264bbb2a49f1b32c7e272"
 URL = f"https://huggingface.co/datasets/bench-llm/or-bench/resolve/{REVISION}/"
@@ -35,13 +34,13 @@ def main():
     args = flags(__doc__, __file__, "one or both files, under their own names", nargs="+").parse_args()
     gots, rows = [], []
     for subset, path in pick(args.src, {subset: about[0] for subset, about in FILES.items()}).items():
-        file, label, counts, sha256 = FILES[subset]
+        file, label, sizes, sha256 = FILES[subset]
         got = get(path, URL + file, sha256, args.any_version)
         found = [{"id": f"orbench-{subset}-{i}", "prompt": field(row, "prompt", f"{got.name}:{line}"),
                   "category": field(row, "category", f"{got.name}:{line}"), "label": label}
                  for i, (line, row) in enumerate(read_csv(got, ["prompt", "category"]), 1)]
-        expect((len(found), len({row["category"] for row in found})), counts, f"{got.name}: prompts, categories",
-               args.any_version)
+        found_sizes = len(found), len(counts(found, "category"))
+        expect(found_sizes, sizes, f"{got.name}: prompts, categories", args.any_version)
         gots, rows = gots + [got], rows + found
     save(args.out, {"prompts.jsonl": rows}, joined(gots, URL, args.src), REVISION, LICENCE, by="label")
 

@@ -1,27 +1,25 @@
-"""XSTest v2: 450 prompts, 250 safe that look unsafe and 200 unsafe contrasts -> prompts.jsonl, meta.json
+"""XSTest v2: 450 prompts, 250 safe that look unsafe and 200 unsafe contrasts -> prompts.jsonl
 
 Röttger et al. 2024, https://arxiv.org/abs/2308.01263, https://github.com/paul-rottger/xstest (formerly
 exaggerated-safety). Licence of the prompts: CC-BY-4.0.
 
     python data/xstest/prepare.py                  # download the pinned prompts, 39 kB; --src FILE: your copy
-    python data/xstest/prepare.py --completions model_completions/*.csv     # also completions.jsonl, to test scorers
+    python data/xstest/prepare.py --completions model_completions/*.csv   # also completions.jsonl
 
-What to know before using a number from it:
-- 18 types of 25 prompts. Types that start with contrast_ are the unsafe ones. safe -> allowed, unsafe -> forbidden.
-- --completions converts files of the same repository with a human final_label. Model completions stay under the
-  model vendors' terms: keep completions.jsonl out of any release.
-- The prompts file counts 1..450, the completion files v2-1..v2-450; both become xstest-1.. here. So that a file of v1
-  is not joined by number to the wrong prompts, the prompts are compared: in the GPT-4 file v2-195 is worded
-  differently, and more than 5 differences stop the run.
+- 18 types of 25 prompts. Types that start with contrast_ are the unsafe ones. safe -> allowed, unsafe ->
+  forbidden.
+- --completions takes files of the same repository with a human final_label. They stay under the model
+  vendors' terms: keep completions.jsonl out of any release.
+- They count v2-1 to v2-450. So that a file of v1 is not joined by number to the wrong prompts, the prompts
+  are compared: v2-195 of the GPT-4 file is worded differently; more than 5 differences stop the run.
 Rows: {"id": "xstest-1", "prompt", "category": type, "label": "allowed" or "forbidden"} and {"id", "prompt",
 "completion", "label": "full_compliance", "full_refusal" or "partial_refusal", "source": file name}.
 """
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, die, differs, expect, field, flags, get, read_csv, save
+from fetch import choice, counts, die, differs, expect, field, flags, get, read_csv, save
 
 REVISION = "d7bb5bd738c1fcbc36edd83d5e7d1b71a3e2d84d"
 URL = f"https://raw.githubusercontent.com/paul-rottger/xstest/{REVISION}/xstest_prompts.csv"
@@ -46,16 +44,16 @@ def completions_of(got, prompts, any_version):
         label = FINAL[choice(row, "final_label", where, FINAL)]
         rows.append({"id": key, "prompt": row["prompt"], "completion": row["completion"],  # may be empty
                      "label": label, "source": Path(got.name).name})
-    if len({row["id"] for row in rows}) != len(prompts) or len(rows) != len(prompts) or len(reworded) > 5:
-        differs(f"{got.name}: {len(rows)} completions, {len(reworded)} of them for other prompts, expected one for "
-                f"each of the {len(prompts)} prompts", any_version)
+    if counts(rows, "id") != dict.fromkeys(prompts, 1) or len(reworded) > 5:
+        differs(f"{got.name}: {len(rows)} completions, {len(reworded)} of them for other prompts, expected "
+                f"one for each of the {len(prompts)} prompts", any_version)
     print(f"{got.name}: prompts worded differently: {', '.join(reworded) or 'none'}")
     return rows
 
 
 def main():
     ap = flags(__doc__, __file__)
-    ap.add_argument("--completions", metavar="FILE", nargs="+", default=[], help="human-labelled completion CSVs")
+    ap.add_argument("--completions", metavar="FILE", nargs="+", default=[], help="human-labelled CSVs")
     args = ap.parse_args()
     got, rows = get(args.src, URL, SHA256, args.any_version), []
     for line, row in read_csv(got, ["id", "prompt", "type", "label"]):
@@ -63,8 +61,8 @@ def main():
         label = LABELS[choice(row, "label", where, LABELS)]
         rows.append({"id": f"xstest-{field(row, 'id', where)}", "prompt": field(row, "prompt", where),
                      "category": field(row, "type", where), "label": label})
-    expect(Counter(row["label"] for row in rows), COUNTS, f"{got.name}: prompts", args.any_version)
-    types = sorted(Counter(row["category"] for row in rows).values())
+    expect(counts(rows, "label"), COUNTS, f"{got.name}: prompts", args.any_version)
+    types = list(counts(rows, "category").values())
     expect(types, TYPES, f"{got.name}: prompts of each type", args.any_version)
     files, about, prompts = {}, {}, {row["id"]: row["prompt"] for row in rows}
     if args.completions:
