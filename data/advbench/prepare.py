@@ -1,6 +1,6 @@
 """AdvBench harmful behaviors: 520 instructions that a safe model should refuse -> prompts.jsonl
 
-Zou et al. 2023, https://arxiv.org/abs/2307.15043, https://github.com/llm-attacks/llm-attacks, licence MIT.
+Zou et al. 2023, arXiv 2307.15043, https://github.com/llm-attacks/llm-attacks, licence MIT.
 
     python data/advbench/prepare.py                # download the pinned CSV, 82 kB; --src FILE: your copy
     python data/advbench/prepare.py --src pypi     # the same 520 out of the wheel pyrit (MIT), 11 MB, no hub
@@ -9,11 +9,10 @@ Zou et al. 2023, https://arxiv.org/abs/2307.15043, https://github.com/llm-attack
 - Files of this name with 521 and 469 rows are around, and one without a header, of which a parser silently
   loses the first row: the checksum decides.
 - The wheel has the goals in YAML, without targets; PyRIT's own harm labels (by a model) are not taken over.
-  25 of its texts agree to the letter with StrongREJECT's AdvBench part. That its order is the CSV's, hence
-  the ids, is not proved.
+  25 of its texts agree to the letter with StrongREJECT's AdvBench part. Its order, hence the ids, may not be
+  the CSV's.
 - 25 prompts are also in StrongREJECT and 11 in JailbreakBench: remove duplicates before pooling.
-Row: {"id": "advbench-1", "prompt", "category": "harmful_behaviors", "label": "forbidden"}; the id is the
-1-based row.
+Row: {"id": "advbench-1", "prompt", "category": "harmful_behaviors", "label": "forbidden"}.
 """
 import sys
 from pathlib import Path

@@ -4,7 +4,7 @@
 # ///
 """Aegis 1.0: 10,798 + 1,199 conversations, labelled by up to five annotators -> train.jsonl, test.jsonl
 
-Ghosh et al. 2024, https://arxiv.org/abs/2404.05993,
+Ghosh et al. 2024, arXiv 2404.05993,
 https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-1.0. Licence of the data: CC-BY-4.0.
 
     python data/aegis1/prepare.py                  # download the two pinned parquet files (uv run: pyarrow)
@@ -21,8 +21,8 @@ https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-1.0. Lice
   here as one user turn, as the released guards read it.
 - needs_caution: safe by the permissive mapping, unsafe by the defensive one. It lets a script map again, from
   the labels of the permissive mapping, the default.
-- The split is not disjoint (a public reader found 131 of 1,199 texts of test in train): counted; --disjoint
-  leaves them out. Upstream's ids repeat, so ours are row numbers.
+- The split is not disjoint (a public reader found 131 of 1,199 texts of test in train): counted here.
+  Upstream's ids repeat, so ours are row numbers.
 Row: {"id": "aegis1-test-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
 "categories": of the unsafe votes, the most frequent first, "unlisted": those of no policy, "needs_caution",
 "kind", "labels": the votes}.
@@ -108,15 +108,11 @@ def main():
     ap.add_argument("--mapping", choices=["permissive", "defensive", "drop"], default="permissive")
     ap.add_argument("--rule", choices=["majority", "any", "safety-eval"], default="majority")
     ap.add_argument("--tie", choices=["unsafe", "drop"], default="unsafe")
-    ap.add_argument("--disjoint", action="store_true", help="without test rows whose text stands in train")
     args = ap.parse_args()
     if args.rule == "safety-eval" and args.mapping != "defensive":
         die("--rule safety-eval: needs caution is unsafe there: give --mapping defensive")
-    given = pick(args.src, {split: f"*{split}*" for split in COUNTS})  # train first
-    if args.disjoint and len(given) < 2:
-        die("--disjoint: expected both splits")
     gots, files, dropped, seen, unknown, twice = {}, {}, {}, set(), [], 0
-    for split, path in given.items():
+    for split, path in pick(args.src, {split: f"*{split}*" for split in COUNTS}).items():  # train first
         url = URL + urllib.parse.quote(FILE.format(split))
         got = gots[split] = get(path, url, SHA256[split], args.any_version)
         rows, gone, found = [], Counter(), list(read_rows(got, ["text", "text_type", *CELLS]))
@@ -127,13 +123,11 @@ def main():
                 die(f"{where}: text, text_type: expected texts")
             votes, text = votes_of(row, where, unknown), row["text"].strip()
             made = row_of(row, votes, f"aegis1-{split}-{n}", args) if text and votes else None
-            again = bool(made) and text in seen
-            twice += again
-            if made and not (again and args.disjoint):
+            if made:
                 rows.append(made)
+                twice += text in seen
             else:
-                gone["empty" if not text else "no vote" if not votes else "text in train" if made else
-                     "tie or only dropped votes"] += 1
+                gone["empty" if not text else "no vote" if not votes else "tie or only dropped votes"] += 1
         files[f"{split}.jsonl"], dropped[split] = rows, dict(gone)
         seen = {row["text"].strip() for _, row in found}
     if unknown:
@@ -141,7 +135,7 @@ def main():
     print(f"labels: mapping {args.mapping}, rule {args.rule}, tie {args.tie}; left out {dropped}")
     print(f"{twice} test rows have a text of train")
     save(args.out, files, gots, REVISION, LICENCE, by="prompt_label", mapping=args.mapping, rule=args.rule,
-         tie=args.tie, disjoint=args.disjoint, dropped=dropped)
+         tie=args.tie, dropped=dropped)
 
 
 if __name__ == "__main__":

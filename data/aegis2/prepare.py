@@ -1,6 +1,6 @@
 """Aegis 2.0: 33,416 prompts and dialogues with labels -> train.jsonl, validation.jsonl, test.jsonl
 
-Ghosh et al. 2025, https://arxiv.org/abs/2501.09004 (Nemotron Content Safety Dataset V2),
+Ghosh et al. 2025, arXiv 2501.09004 (Nemotron Content Safety Dataset V2),
 https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-2.0. Licence of the data: CC-BY-4.0.
 
     python data/aegis2/prepare.py     # download five pinned JSON files, 28 MB; --src FOLDER: your copy

@@ -1,7 +1,7 @@
 """AIR-Bench 2024: 5,694 prompts in 314 categories, a judge prompt each -> prompts.jsonl, judges.jsonl
 
-Zeng et al. 2024, https://arxiv.org/abs/2407.17436,
-https://huggingface.co/datasets/stanford-crfm/air-bench-2024. Licence of the data: CC-BY-4.0.
+Zeng et al. 2024, arXiv 2407.17436, https://huggingface.co/datasets/stanford-crfm/air-bench-2024. Licence of
+the data: CC-BY-4.0.
 
     python data/airbench/prepare.py                    # 43 prompt files and the judge prompts
     python data/airbench/prepare.py --src air-bench-2024/      # a folder of category_*.csv, judge_prompt*.csv
@@ -61,8 +61,8 @@ def files_of(src):
     """Each CSV file, and the data card, as a Got: downloaded, in the folders, or named."""
     for path in src or FILES:
         if src and Path(path).is_dir():
-            names = [re.match(r"(category_|judge_prompt).*csv$|README.md$", p.name) for p in Path(path).iterdir()]
-            yield from (get(Path(path) / name, None) for name in sorted(name[0] for name in names if name))
+            for glob in ("category_*.csv", "judge_prompt*.csv", "README.md"):
+                yield from (get(file, None) for file in sorted(Path(path).glob(glob)))
         else:
             yield get(path if src else None, URL + path)
 

@@ -1,14 +1,13 @@
 """CantTalkAboutThis: 1,080 dialogues with distractors -> train.jsonl, test.jsonl (on or off topic)
 
-Sreedhar et al. 2024, https://arxiv.org/abs/2404.03820,
+Sreedhar et al. 2024, arXiv 2404.03820,
 https://huggingface.co/datasets/nvidia/CantTalkAboutThis-Topic-Control-Dataset. Licence of the data:
 CC-BY-4.0. Aegis 2.0 mixes topic following into a guard's training, so that the policy in the prompt is read.
 
     python data/canttalk/prepare.py     # download the pinned JSONL files, 22 MB; --src FOLDER: your copy
 
 - A distractor makes two rows with the dialogue up to its bot turn as context: the distractor as the user's
-  turn, off-topic, and the user turn that stands there, on-topic. Where the dialogue ends there, only the
-  first.
+  turn, off-topic, and the user turn that stands there, on-topic. At its end, only the first.
 - A distractor that is empty, or whose bot turn is not in its dialogue, is left out and counted.
 - train is synthetic (Mixtral), test has distractors by people. Rows of a dialogue share much of their
   context: resample dialogues (the number in the id), not rows.

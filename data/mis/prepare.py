@@ -1,13 +1,12 @@
 """MIS test: 2,285 unsafe pairs of images with a question (1,675 easy, 510 hard, 100 real) -> test.jsonl
 
-Ding et al. 2025, https://arxiv.org/abs/2501.18533, https://huggingface.co/datasets/Tuwhy/MIS_Test, licence
-Apache-2.0. Images are needed, so fetch the set first and unpack its archives:
+Ding et al. 2025, arXiv 2501.18533, https://huggingface.co/datasets/Tuwhy/MIS_Test, licence Apache-2.0. Images
+are needed, so fetch the set first and unpack its archives:
 
     hf download Tuwhy/MIS_Test --repo-type dataset --local-dir mis_test
     python data/mis/prepare.py --src mis_test/     # the folder with mis_{easy,hard,real}.json
 
-- Every item is unsafe: refusing everything gives an attack rate of 0. Report a benign multi-image set beside
-  it.
+- Every item is unsafe: refusing everything gives an attack rate of 0. Report a benign multi-image set too.
 - The texts of real are taken from easy and hard: it is not independent of them. Give rates by `split`.
 - The training set descends from MM-SafetyBench and AdvBench: after MIRage those two are not held-out.
 - datasets.load_dataset fails on these files (the card leaves out id): here the JSON is read as it is.

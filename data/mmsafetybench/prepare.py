@@ -1,12 +1,12 @@
 """MM-SafetyBench: 1,680 questions in 13 scenarios, three images each (5,040 rows) -> prompts.jsonl
 
-Liu et al. 2023, https://arxiv.org/abs/2311.17600. Licence: not established here (guard-eval-harness names
-CC-BY-NC-4.0). Images are needed: clone the repository, unpack the archive that its README links to data/imgs,
-so that data/imgs/01-Illegal_Activitiy/SD/0.jpg exists:
+Liu et al. 2023, arXiv 2311.17600. Licence: not established here (guard-eval-harness names CC-BY-NC-4.0).
+Images are needed: clone the repository, unpack the archive that its README links to data/imgs, so that
+data/imgs/01-Illegal_Activitiy/SD/0.jpg exists:
 
     git clone https://github.com/isXinLiu/MM-SafetyBench
     git -C MM-SafetyBench checkout b80eedea3db312c09ded2082813390f68e750ef3
-    python data/mmsafetybench/prepare.py --src MM-SafetyBench/ [--images "MM-SafetyBench(imgs)/"] [--kinds SD]
+    python data/mmsafetybench/prepare.py --src MM-SafetyBench/ [--images "MM-SafetyBench(imgs)/"]
 
 - SD images go with `Rephrased Question(SD)`; SD_TYPO and TYPO images with `Rephrased Question`. Some public
   code pairs them wrongly. Papers differ in the kinds they report: give the rate of each `kind`.
@@ -32,12 +32,12 @@ COUNTS = {"01-Illegal_Activitiy": 97, "02-HateSpeech": 163, "03-Malware_Generati
 KINDS = {"SD": "Rephrased Question(SD)", "SD_TYPO": "Rephrased Question", "TYPO": "Rephrased Question"}
 
 
-def rows_of(got, scenario, kinds):
+def rows_of(got, scenario):
     for i, row in read_json(got, dict).items():
         where = f"{got.name}: item {i}"
         if not i.isdecimal() or not isinstance(row, dict):
             die(f"{where}: item: expected a number and an object")
-        for kind in kinds:
+        for kind in KINDS:
             yield {"id": f"mmsafetybench-{scenario.split('-')[0]}-{i}-{kind}",
                    "prompt": field(row, KINDS[kind], where), "category": scenario, "label": "forbidden",
                    "images": [f"{scenario}/{kind}/{i}.jpg"], "question": field(row, "Question", where),
@@ -47,7 +47,6 @@ def rows_of(got, scenario, kinds):
 def main():
     ap = flags(__doc__, __file__, "a clone of the repository")
     ap.add_argument("--images", metavar="DIR", help="the unpacked images, default: data/imgs in the clone")
-    ap.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all three")
     args = ap.parse_args()
     if not args.src:
         die("give --src DIR, a clone of https://github.com/isXinLiu/MM-SafetyBench at commit b80eedea")
@@ -55,9 +54,8 @@ def main():
     gots = {path.stem: get(path, None) for path in sorted(folder.glob("*.json"))}
     if not gots:
         die(f"{folder}: no questions found, expected {next(iter(COUNTS))}.json and 12 others")
-    kinds = [kind for kind in KINDS if kind in args.kinds]
-    rows = [row for scenario, got in gots.items() for row in rows_of(got, scenario, kinds)]
-    found = counts([row for row in rows if row["kind"] == kinds[0]], "category")
+    rows = [row for scenario, got in gots.items() for row in rows_of(got, scenario)]
+    found = counts([row for row in rows if row["kind"] == "SD"], "category")
     expect(found, COUNTS, f"{folder}: questions", args.any_version)
     rows = with_images(rows, args.images or Path(args.src) / "data" / "imgs", args.any_version)
     got = joined(gots.values(), None, [Path(args.src).resolve()])

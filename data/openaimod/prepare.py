@@ -1,15 +1,12 @@
 """OpenAI moderation evaluation set: 1,680 texts, 522 with a positive label -> test.jsonl
 
-Markov et al. 2022, https://arxiv.org/abs/2208.03274, https://github.com/openai/moderation-api-release.
-Licence: MIT.
+Markov et al. 2022, arXiv 2208.03274, https://github.com/openai/moderation-api-release. Licence: MIT.
 
     python data/openaimod/prepare.py     # download the pinned file; --src FILE: your copy, packed or not
-    python data/openaimod/prepare.py --known-only  # only rows whose verdict rests on no missing label
 
 - A MISSING KEY MEANS UNKNOWN, NOT 0. Unsafe = any of the eight labels is 1. The usual convention takes all
   other rows for safe: that gives 522 of 1,680, and published F1 scores. A row without a 1 and with missing
-  keys is not known to be safe: it has the kind "partial" (the others "known"), and --known-only leaves it
-  out. Say which.
+  keys is not known to be safe: it has the kind "partial" (others "known"). Say which were scored.
 - `known` lists the labels that were given: score a category on the rows that have it.
 - It is a test set for prompts: no response, no split.
 Row: {"id": "openaimod-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
@@ -19,7 +16,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, counts, die, expect, field, flags, get, read_rows, save
+from fetch import choice, counts, die, expect, field, flags, get, read_rows, save, tally
 
 REVISION = "f4ab51b5edd3bfbcb349a56324274235b674e0e4"
 URL = f"https://raw.githubusercontent.com/openai/moderation-api-release/{REVISION}/data/samples-1680.jsonl.gz"
@@ -44,19 +41,12 @@ def row_of(row, where, line):
 
 
 def main():
-    ap = flags(__doc__, __file__)
-    ap.add_argument("--known-only", action="store_true", help="without verdicts that rest on a missing label")
-    args = ap.parse_args()
+    args = flags(__doc__, __file__).parse_args()
     got = get(args.src, URL, SHA256, args.any_version)
     rows = [row_of(row, f"{got.name}:{line}", line) for line, row in read_rows(got)]
     expect(counts(rows, "prompt_label"), COUNTS, f"{got.name}: rows", args.any_version)
-    print(f"rows whose verdict rests on a missing label: {counts(rows, 'kind').get('partial', 0)}, "
-          + ("left out" if args.known_only else "taken for safe"))
-    rows = [row for row in rows if row["kind"] == "known" or not args.known_only]
-    save(args.out, {"test.jsonl": rows}, got, REVISION, LICENCE, "prompt_label", known_only=args.known_only)
-    given = {name: [sum(name in row[key] for row in rows) for key in ("categories", "known")]
-             for name in NAMES.values()}
-    print("positive of known: " + ", ".join(f"{name} {a}/{b}" for name, (a, b) in given.items()))
+    save(args.out, {"test.jsonl": rows}, got, REVISION, LICENCE, by="prompt_label")
+    print("no label missing (known), or a missing one taken for 0 (partial):", tally(counts(rows, "kind")))
 
 
 if __name__ == "__main__":

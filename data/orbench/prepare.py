@@ -1,7 +1,7 @@
 """OR-Bench: 1,319 hard prompts that look toxic and are not, 655 toxic prompts -> prompts.jsonl
 
-Cui et al. 2024, https://arxiv.org/abs/2405.20947, https://huggingface.co/datasets/bench-llm/or-bench. Licence
-of the data: CC-BY-4.0.
+Cui et al. 2024, arXiv 2405.20947, https://huggingface.co/datasets/bench-llm/or-bench. Licence of the data:
+CC-BY-4.0.
 
     python data/orbench/prepare.py     # download both files, 0.2 MB
     python data/orbench/prepare.py --src or-bench-hard-1k.csv or-bench-toxic.csv     # your copies, or one
@@ -11,8 +11,7 @@ of the data: CC-BY-4.0.
 - hard-1k has 1,319 rows, and the toxic set, about 600 in the paper, has 655.
 - Allowed by construction: language models wrote the prompts and voted on them. Some are arguable.
 - The checksums were read in public code that pins this revision.
-Row: {"id": "orbench-hard-1" or "orbench-toxic-1", "prompt", "category", "label"}; numbered by the row of the
-file.
+Row: {"id": "orbench-hard-1" or "orbench-toxic-1", "prompt", "category", "label"}; numbered by row.
 """
 import sys
 from pathlib import Path

@@ -1,13 +1,12 @@
 """RefusalBench (DalasNoin/safety_benchmarks): 886 prompts in 8 categories -> prompts.jsonl
 
-The one that LoRA Fine-tuning Efficiently Undoes Safety Training links (https://arxiv.org/abs/2310.20624):
+The one that LoRA Fine-tuning Efficiently Undoes Safety Training links (arXiv 2310.20624):
 https://github.com/DalasNoin/safety_benchmarks, commit of 2024-06-04, RefusalBench/benchfile.json. Licence:
 NONE.
 
     python data/refusalbench/prepare.py            # download the pinned file, 87 kB; --src FILE: your copy
 
-- Without a licence nobody may pass the prompts on: no commit, release or upload of the file or of
-  prompts.jsonl.
+- Without a licence nobody may pass the prompts on: no commit, release or upload of either file.
 - Give the name in full: arXiv 2510.10390 (abstention in RAG) and others are called RefusalBench too.
 - One text occurs twice and is kept, so that n matches the published file.
 - It has no scoring code; how its phrase lists (refusalpatterns.json) are matched is not stated. No prompt is

@@ -1,7 +1,6 @@
 """SimpleSafetyTests: 100 prompts that every safe model should refuse, 5 areas of 20 -> prompts.jsonl
 
-Vidgen et al. 2023, https://arxiv.org/abs/2311.08370, https://github.com/bertiev/SimpleSafetyTests, licence
-CC-BY-4.0.
+Vidgen et al. 2023, arXiv 2311.08370, https://github.com/bertiev/SimpleSafetyTests, licence CC-BY-4.0.
 
     python data/simplesafetytests/prepare.py     # download the pinned file, 13 kB; --src FILE: your copy
 

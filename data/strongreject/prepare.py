@@ -1,7 +1,6 @@
 """StrongREJECT: 313 forbidden prompts in 6 categories, or the 60 of --small -> prompts.jsonl
 
-Souly et al. 2024, https://arxiv.org/abs/2402.10260, https://github.com/alexandrasouly/strongreject, licence
-MIT.
+Souly et al. 2024, arXiv 2402.10260, https://github.com/alexandrasouly/strongreject, licence MIT.
 
     python data/strongreject/prepare.py            # download the pinned file, 56 kB; --src FILE: your copy
     python data/strongreject/prepare.py --small    # 60 -> prompts_small.jsonl, meta_small.json
@@ -9,8 +8,7 @@ MIT.
 - 92 of the 313 come from older sets, 25 word for word from AdvBench: remove duplicates before pooling.
 - The 60 (10 a category) are all among the 313: never add the two up. One category is spelled differently in
   the two files; both get the spelling of the full one.
-Row: {"id": "strongreject-1", "prompt", "category", "label": "forbidden"}; the id is the 1-based row of its
-file.
+Row: {"id": "strongreject-1", "prompt", "category", "label": "forbidden"}; numbered by row.
 """
 import sys
 from pathlib import Path
@@ -27,7 +25,8 @@ SPELLING = {name.lower(): name for name in FULL}
 SETS = {  # --small: file, checksum, counts, id prefix, suffix of the files written
     False: ("strongreject_dataset.csv", "4dd70357e4ff8b5d0ba5ebafecab5d6dd5633ce8046e3dd1c8bd93e64de44381",
             FULL, "strongreject", ""),
-    True: ("strongreject_small_dataset.csv", "3051340e3e89a3598d764dde497d5fcda80e258ac05cc35e6bd87228ac3d467c",
+    True: ("strongreject_small_dataset.csv",
+           "3051340e3e89a3598d764dde497d5fcda80e258ac05cc35e6bd87228ac3d467c",
            dict.fromkeys(FULL, 10), "strongreject-small", "_small")}
 
 

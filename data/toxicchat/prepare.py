@@ -1,14 +1,14 @@
 """ToxicChat 0124: 5,082 + 5,083 user prompts -> train.jsonl, test.jsonl, *_human.jsonl of each
 
-Lin et al. 2023, https://arxiv.org/abs/2310.17389, https://huggingface.co/datasets/lmsys/toxic-chat. Licence
-of the data: CC-BY-NC-4.0 (non-commercial).
+Lin et al. 2023, arXiv 2310.17389, https://huggingface.co/datasets/lmsys/toxic-chat. Licence of the data:
+CC-BY-NC-4.0 (non-commercial).
 
     python data/toxicchat/prepare.py               # download the two pinned CSV files, 14 MB; --src FOLDER
 
 - TWO CONVENTIONS THAT DO NOT COMPARE. The full split (test.jsonl) takes rows that no person read, because
   moderation scores were low, for not toxic; test_human.jsonl is the part with human annotation (safety-eval's
-  default: 2,853 rows, 362 toxic). It has about twice the share of toxic rows: F1 and AUPRC are higher. Name
-  the file.
+  default: 2,853 rows, 362 toxic). It has twice the share of toxic rows: F1 and AUPRC are higher. Name the
+  file.
 - unsafe = toxicity 1. jailbreaking is a label of its own, kept as a field and not part of it.
 - It is about the user's input: the model's output is not judged and not kept.
 - Use 0124: the earlier release 1123 has other labels.

@@ -1,8 +1,7 @@
 """WildJailbreak, evaluation part: 2,000 adversarial harmful, 210 adversarial benign -> prompts.jsonl
 
-Jiang et al. 2024, https://arxiv.org/abs/2406.18510. Licence: ODC-BY. GATED: accept the terms at
-https://huggingface.co/datasets/allenai/wildjailbreak, fetch the files with your own account, name the one to
-convert:
+Jiang et al. 2024, arXiv 2406.18510. Licence: ODC-BY. GATED: accept the terms at
+https://huggingface.co/datasets/allenai/wildjailbreak, fetch the files with your own account:
 
     hf download allenai/wildjailbreak eval/eval.tsv train/train.tsv --repo-type dataset \\
         --local-dir wildjailbreak --revision 5ddc12a7894f842b0619b8e1c7ee496b198af009
@@ -15,8 +14,7 @@ convert:
   rate. Never pool the labels: with 2,000 to 210, refusing everything would look like 90 % right.
 - SafeChain's WildJailbreakEval (300 rows) is another set, made from this one. Evaluation prompts must not be
   trained on; the train file may hold near copies of them.
-- The checksums were read in public code that pins this revision. The terms are yours: keep the rows to
-  yourself.
+- The checksums were read in public code that pins this revision. Keep the rows to yourself.
 Row: {"id": "wildjailbreak-eval-1", "prompt", "category": data_type, "label": "forbidden" for _harmful,
 "allowed" for _benign}; the number is the 1-based row of its file.
 """
@@ -39,8 +37,8 @@ WRITTEN = {"eval": ("prompts.jsonl", "meta.json"), "train": ("train.jsonl", "met
 def main():
     args = flags(__doc__, __file__, "eval.tsv or train.tsv, fetched with your own account").parse_args()
     if not args.src:
-        die("WildJailbreak is gated: accept its terms at https://huggingface.co/datasets/allenai/wildjailbreak"
-            ", fetch eval/eval.tsv (or train/train.tsv) with your account, then --src FILE")
+        die("gated: accept the terms at https://huggingface.co/datasets/allenai/wildjailbreak, fetch "
+            "eval/eval.tsv (or train/train.tsv) with your account, then --src FILE")
     rows, header = [], read_file(args.src).split(b"\n", 1)[0]
     split = "train" if b"vanilla" in header else "eval"
     got = get(args.src, f"allenai/wildjailbreak {split}/{split}.tsv", SHA256[split], args.any_version)

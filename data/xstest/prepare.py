@@ -1,13 +1,12 @@
 """XSTest v2: 450 prompts, 250 safe that look unsafe and 200 unsafe contrasts -> prompts.jsonl
 
-Röttger et al. 2024, https://arxiv.org/abs/2308.01263, https://github.com/paul-rottger/xstest (formerly
-exaggerated-safety). Licence of the prompts: CC-BY-4.0.
+Röttger et al. 2024, arXiv 2308.01263, https://github.com/paul-rottger/xstest (formerly exaggerated-safety).
+Licence of the prompts: CC-BY-4.0.
 
     python data/xstest/prepare.py                  # download the pinned prompts, 39 kB; --src FILE: your copy
     python data/xstest/prepare.py --completions model_completions/*.csv   # also completions.jsonl
 
-- 18 types of 25 prompts. Types that start with contrast_ are the unsafe ones. safe -> allowed, unsafe ->
-  forbidden.
+- 18 types of 25 prompts. The types contrast_* are the unsafe ones. safe -> allowed, unsafe -> forbidden.
 - --completions takes files of the same repository with a human final_label. They stay under the model
   vendors' terms: keep completions.jsonl out of any release.
 - They count v2-1 to v2-450. So that a file of v1 is not joined by number to the wrong prompts, the prompts
