@@ -3,27 +3,17 @@
 # ///
 """AIME 2024: the 30 problems of the two exams (I and II, 15 each) -> test.jsonl, meta.json
 
-American Invitational Mathematics Examination, Mathematical Association of America. Copy:
-https://huggingface.co/datasets/HuggingFaceH4/aime_2024, whose card states no licence.
+Mathematical Association of America; hub: HuggingFaceH4/aime_2024, whose card states no licence.
 
-    uv run data/aime2024/prepare.py                     # download the pinned parquet file, 0.1 MB
-    python data/aime2024/prepare.py               # the same where pyarrow is installed: only parquet needs it
-    python data/aime2024/prepare.py --src train-00000-of-00001.parquet  # or your copy; --out DIR: elsewhere
+    uv run data/aime2024/prepare.py     # the pinned parquet, 0.1 MB; plain python where pyarrow is there
     python data/aime2024/prepare.py --any-version --src aime_2024_problems.parquet  # or Maxwell-Jia/AIME_2024
-    python data/aime2024/prepare.py --any-version --src test.jsonl  # or JSONL with the same columns as either
 
 What to know before using a number from it:
-- 30 problems: one problem is 3.3 points, and the 95 % interval of a single greedy run is about 35 points
-  wide. Reports therefore average many samples a problem (avg@32, avg@64); greedy and sampled figures are not
-  comparable.
-- `answer` is an integer from 0 to 999. Copies write 33 as "033", "33" or 33: here always "33". Compare
-  numbers.
-- The pinned copy numbers its rows 60 to 89 in an order that is not the exam's. The id here is made from its
-  url.
-- Copies differ in wording: early revisions of Maxwell-Jia/AIME_2024 had errors in I-5, I-6 and II-10. Name
-  the copy.
-- Checked in huggingface/open-r1, src/open_r1/evaluate.py: set, split, columns; url, "033", checksum: public
-  manifests.
+- One problem is 3.3 points, and the 95 % interval of a single greedy run is about 35 points wide. Reports
+  average many samples a problem (avg@32, avg@64); greedy and sampled figures are not comparable.
+- `answer` is an integer from 0 to 999. Copies write 33 as "033", "33" or 33: here "33". Compare numbers.
+- The pinned copy's rows are in an order that is not the exam's. The id here is made from its url.
+- Copies differ in wording: early revisions of Maxwell-Jia/AIME_2024 had errors in I-5, I-6 and II-10.
 Row: {"id": "2024-I-1", "question", "answer": "204", "solution"}.
 """
 import re, sys

@@ -3,28 +3,20 @@
 # ///
 """ARC: 2,376 easy and 1,172 challenge test questions -> easy.jsonl, challenge.jsonl, meta.json
 
-Clark et al. 2018, https://arxiv.org/abs/1803.05457, https://huggingface.co/datasets/allenai/ai2_arc,
-CC-BY-SA-4.0.
+Clark et al. 2018, https://arxiv.org/abs/1803.05457, hub: allenai/ai2_arc, licence CC-BY-SA-4.0.
 
-    uv run data/arc/prepare.py                      # download the two pinned parquet files, 0.3 MB and 0.2 MB
-    python data/arc/prepare.py                    # the same where pyarrow is installed: only parquet needs it
+    uv run data/arc/prepare.py     # the two pinned parquet files, 0.5 MB; plain python where pyarrow is there
     python data/arc/prepare.py --src ARC-Easy/test-00000-of-00001.parquet ARC-Challenge/*.parquet
-    python data/arc/prepare.py --any-version --src ARC-Easy-Test.jsonl      # or AI2's own JSONL
-    python data/arc/prepare.py --any-version --src arc_easy.jsonl arc_challenge.jsonl  # or llm-foundry's copy
+    python data/arc/prepare.py --any-version --src arc_easy.jsonl arc_challenge.jsonl  # llm-foundry's copy
 
-The words easy and challenge in a path tell its set. A set that is not given is not written. --out DIR:
-elsewhere.
+The words easy and challenge in a path tell its set. A set that is not given is not written.
 
 What to know before using a number from it:
-- Prompt of EleutherAI's lm-evaluation-harness: "Question: {question}\\nAnswer:", each choice as a
-  continuation after one space; it reports acc and acc_norm (divided by the length of the choice).
-  Leaderboards quote 25-shot acc_norm.
-- Not all questions have four choices: some have three or five. Chance is not exactly 25 %.
-- Some questions label the choices 1 to 4 instead of A to D: here `answer` is always the 0-based position.
-- llm-foundry's JSONL gives every question four choices, in a few the same text twice, has no ids, and starts
-  with "Question: " (taken off here). Only the parquet files have a pinned checksum.
-- Checked in EleutherAI/lm-evaluation-harness, lm_eval/tasks/arc/arc_easy.yaml: columns; pin, rows: public
-  manifests.
+- Prompt of lm-evaluation-harness: "Question: {question}\\nAnswer:", each choice as a continuation after one
+  space; acc and acc_norm (divided by the length of the choice). Leaderboards quote 25-shot acc_norm.
+- Some questions have three or five choices: chance is not exactly 25 %. Some label them 1 to 4 instead of A
+  to D: here `answer` is always the 0-based position.
+- llm-foundry's JSONL has four choices everywhere, in a few the same text twice, and no ids.
 Row: {"id", "question", "choices": texts, "answer": 0-based, "category": "easy" or "challenge"}; the id is
 upstream's, or "arc-easy-1" with the 1-based line where there is none.
 """
@@ -54,14 +46,11 @@ def sets_of(src):
 
 
 def question_of(row, where):
-    """(question, choices, 0-based answer) of a row in any of the three layouts."""
+    """(question, choices, 0-based answer) of a row in either layout."""
     if "query" in row:  # llm-foundry: query, choices, gold
         question, choices = field(row, "query", where), texts(row, "choices", where)
         return question.removeprefix("Question: "), choices, choice(row, "gold", where, range(len(choices)))
     found = row.get("choices")
-    if isinstance(row.get("question"), dict):  # AI2: question {stem, choices [{text, label}]}
-        row, found = row | {"question": row["question"].get("stem")}, row["question"].get("choices")
-        found = {key: [one.get(key) for one in found or []] for key in ("text", "label")}
     if not isinstance(found, dict):  # the hub: question, choices {text, label}
         die(f"{where}: choices: expected texts with labels")
     labels = texts(found, "label", where)

@@ -1,25 +1,15 @@
 """databricks-dolly-15k: 15,011 ordinary instructions with human answers -> train.jsonl (chat rows), meta.json
 
-https://huggingface.co/datasets/databricks/databricks-dolly-15k, licence CC-BY-SA-3.0 (share alike, derived
-data too).
+Hub: databricks/databricks-dolly-15k, licence CC-BY-SA-3.0 (share alike, derived data too).
 
-    python data/dolly/prepare.py                                       # download the pinned file, 13 MB
-    python data/dolly/prepare.py --src databricks-dolly-15k.jsonl  # or your copy; --out DIR: elsewhere
+    python data/dolly/prepare.py [--src databricks-dolly-15k.jsonl]    # the pinned file, 13 MB, or your copy
 
-Why it is here: it is the default BENIGN fine-tuning set. Whatever a script does to a model's safety with it
-happens without one harmful row. That this erodes safety is a published finding: Qi et al.,
-https://arxiv.org/abs/2310.03693, report the harmfulness rate of Llama-2-7b-Chat going from 0.6 to 12.1 %
-after one epoch on Dolly. It is also the control for every other set: an effect that Dolly has too is not due
-to the harmful rows.
-
-What to know before using a number from it:
-- The hub has had several versions of this file, and copies with 15,014 or 15,015 rows exist. This one has
-  15,011.
-- The user turn is the instruction, then an empty line and the context where there is one (Wikipedia text, its
-  citation marks such as [12] left in). Outer white space is stripped; rows without an instruction or a
-  response are left out.
-- Checked in databrickslabs/dolly, data/README.md: licence, 8 categories, citation marks; rows, pin: public
-  manifests.
+It is the default BENIGN fine-tuning set: whatever happens to a model's safety with it happens without one
+harmful row. That this erodes safety is published: Qi et al., https://arxiv.org/abs/2310.03693, report the
+harmfulness rate of Llama-2-7b-Chat going from 0.6 to 12.1 % after one epoch on Dolly. It is also the control
+for every other set: an effect that Dolly has too is not due to the harmful rows.
+Copies with 15,014 or 15,015 rows exist. The user turn is the instruction, then an empty line and the context
+where there is one (citation marks such as [12] left in); rows without instruction or response are left out.
 Row: {"messages": [{"role": "user", "content"}, {"role": "assistant", "content"}], "category"}.
 """
 import sys

@@ -2,27 +2,18 @@
 
 Cobbe et al. 2021, https://arxiv.org/abs/2110.14168, https://github.com/openai/grade-school-math, licence MIT.
 
-    python data/gsm8k/prepare.py                      # download both pinned files, 0.7 MB and 4.2 MB
-    python data/gsm8k/prepare.py --src test.jsonl --train train.jsonl  # or your copies; --out DIR: elsewhere
-    python data/gsm8k/prepare.py --any-version --src test_first300.jsonl   # or part of the set
-
-If one of the two files is given, the other is neither downloaded nor written.
+    python data/gsm8k/prepare.py                                      # both pinned files, 0.7 MB and 4.2 MB
+    python data/gsm8k/prepare.py --src test.jsonl --train train.jsonl # or your copies; of one only: that one
 
 What to know before using a number from it:
-- `answer` is the number after "####" as the authors' grader finds it, with the thousands commas taken out:
-  compare numbers, not texts (72, 72.0 and $72 are the same answer). It may be negative or have a decimal
-  point.
+- `answer` is the number after "####", without thousands commas; it may be negative or have a decimal point.
+  Compare numbers, not texts (72, 72.0 and $72 are the same answer).
 - `solution` is the upstream answer, unchanged: worked steps with <<48/2=24>> calculator marks, then "#### N".
-  With it a few-shot prompt is "Question: {question}\\nAnswer: {solution}", as in EleutherAI's
-  lm-evaluation-harness.
-- Those 8 are simply the first of the training file. They are neither the 8 hand-written examples of the
-  chain-of-thought paper (2201.11903) nor the harness's draw: compare a score with them only with a score with
-  them.
+  A few-shot prompt is "Question: {question}\\nAnswer: {solution}", as in lm-evaluation-harness.
+- Those 8 are the first of the training file: neither the 8 of the chain-of-thought paper (2201.11903) nor the
+  harness's draw. Compare a score with them only with a score with them.
 - Some test answers are known to be wrong, and it was public before today's models were trained.
-- Checked in openai/grade-school-math, grade_school_math/dataset.py: fields, "#### ", commas; pin: public
-  manifests.
-Row: {"id": "gsm8k-test-1", "question", "answer": "72", "solution"}; the id holds the split and the 1-based
-line.
+Row: {"id": "gsm8k-test-1", "question", "answer": "72", "solution"}; the id holds split and 1-based line.
 """
 import re, sys
 from pathlib import Path

@@ -14,8 +14,6 @@ What to know before using a number from it:
   (divided by the length of the ending); leaderboards quote 10-shot acc_norm. The test split has no public
   labels.
 - It was public before most of today's models were trained: read it as a before/after measure.
-- Checked in rowanz/hellaswag, data/README.md; huggingface/datasets, datasets/hellaswag/hellaswag.py: keys,
-  types.
 Rows: {"question", "choices": 4 texts, "answer": 0..3, "category": "activitynet" or "wikihow"} and, to be
 scored by log-likelihood as it is, {"context", "continuations", "answer", "category"}.
 """

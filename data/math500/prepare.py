@@ -1,22 +1,17 @@
 """MATH-500: 500 competition problems, the test half of PRM800K's split of MATH -> test.jsonl, meta.json
 
-Problems: Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874; selection: Lightman et al. 2023,
-https://arxiv.org/abs/2305.20050. Copy: https://huggingface.co/datasets/HuggingFaceH4/MATH-500, whose card
-states no licence at this revision (the selection is in openai/prm800k and the problems in hendrycks/math,
-both MIT).
+Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874; selection: Lightman et al. 2023,
+https://arxiv.org/abs/2305.20050; hub: HuggingFaceH4/MATH-500, whose card states no licence at this revision
+(the selection is in openai/prm800k and the problems in hendrycks/math, both MIT).
 
-    python data/math500/prepare.py                      # download the pinned file, 0.4 MB
-    python data/math500/prepare.py --src test.jsonl     # or read your copy; --out DIR: write elsewhere
+    python data/math500/prepare.py [--src test.jsonl]    # the pinned file, 0.4 MB, or your copy
 
 What to know before using a number from it:
-- `answer` is LaTeX, taken out of the \\boxed{} of the solution: fractions, intervals, matrices, units, text.
+- `answer` is LaTeX out of the \\boxed{} of the solution: fractions, intervals, matrices, units, text.
   Comparing texts undercounts: "\\frac{1}{2}", "1/2" and "0.5" are one answer. Use math-verify or another
-  symbolic comparison, and name it, for graders differ by several points. `solution` is the worked solution,
-  unchanged.
+  symbolic comparison, and name it: graders differ by several points.
 - Levels and subjects are not balanced: report the total, and n beside every part.
-- The other 12,000 problems of MATH are common training data (PRM800K itself trains on 4,500 of its test set).
-- Checked in openai/prm800k, prm800k/math_splits/test.jsonl: its Git LFS pointer has this checksum, 446,564
-  bytes.
+- The other 12,000 problems of MATH are common training data (PRM800K trains on 4,500 of its test set).
 Row: {"id": upstream's unique_id, "question", "answer", "solution", "category": subject, "level": 1..5}.
 """
 import sys

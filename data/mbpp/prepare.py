@@ -1,28 +1,19 @@
 """MBPP: 500 test problems, 257 sanitized ones, 10 for prompts -> test, sanitized and fewshot.jsonl, meta.json
 
-Austin et al. 2021, https://arxiv.org/abs/2108.07732,
-https://github.com/google-research/google-research/tree/master/mbpp, licence CC-BY-4.0.
+Austin et al. 2021, https://arxiv.org/abs/2108.07732, licence CC-BY-4.0,
+https://github.com/google-research/google-research/tree/master/mbpp.
 
-    python data/mbpp/prepare.py                         # download both pinned files, 0.6 MB and 0.3 MB
-    python data/mbpp/prepare.py --src mbpp.jsonl --sanitized sanitized-mbpp.json   # or read your copies
-
---out DIR: write elsewhere. If one of the two files is given, the other is neither downloaded nor written.
+    python data/mbpp/prepare.py                                     # both pinned files, 0.9 MB
+    python data/mbpp/prepare.py --src mbpp.jsonl --sanitized sanitized-mbpp.json  # or your copies, or one
 
 What to know before using a number from it:
-- Splits are task ids: 1 to 10 for prompts (the paper: 2, 3 and 4), 11 to 510 test, 511 to 974 validation and
-  training, which are not written. The sanitized file has 427 verified problems, 257 with a test id: two sets,
-  two numbers.
+- Splits are task ids: 1 to 10 for prompts (the paper: 2, 3 and 4), 11 to 510 test; the rest is not written.
+  The sanitized file has 427 verified problems, 257 with a test id: two sets, two numbers.
 - The name of the function stands only in the tests, so they belong in the prompt. The paper: "You are an
   expert Python programmer, and here is your task: {prompt} Your code should pass these
-  tests:\\n\\n{tests}\\n[BEGIN]\\n{code} \\n[DONE]" (one line).
-- The program to run is setup + the answer + every line of tests: untrusted code, in a child process with
-  limits.
-- Three tests miss wrong programs: MBPP+ (EvalPlus) has more tests on fewer problems, and its figures are
-  lower.
-- `code` is the authors' solution, unchanged (some with \\r\\n): for testing the runner and for few-shot
-  prompts.
-- Checked in google-research/google-research, mbpp/{README.md,mbpp.jsonl,sanitized-mbpp.json}: columns, types,
-  split.
+  tests:\\n\\n{tests}\\n[BEGIN]\\n{code}\\n[DONE]".
+- The program to run is setup + the answer + every line of tests: untrusted code, a child process with limits.
+- Three tests miss wrong programs: MBPP+ (EvalPlus) has more on fewer problems, and its figures are lower.
 Row: {"id": "mbpp-11", "prompt", "tests": lines of Python, "code", "setup": Python to run before, often ""}.
 """
 import sys

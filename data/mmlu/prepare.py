@@ -2,26 +2,20 @@
 
 Hendrycks et al. 2021, https://arxiv.org/abs/2009.03300, https://github.com/hendrycks/test, licence MIT.
 
-    python data/mmlu/prepare.py              # download the authors' data.tar from the hub (cais/mmlu), 166 MB
-    python data/mmlu/prepare.py --src data.tar        # or read your copy; --out DIR: write elsewhere
-    python data/mmlu/prepare.py --src data/    # or the unpacked folder with test/*_test.csv and dev/*_dev.csv
+    python data/mmlu/prepare.py                   # the authors' data.tar from the hub (cais/mmlu), 166 MB
+    python data/mmlu/prepare.py --src data.tar    # your copy, or the folder with test/*_test.csv, dev/*.csv
     python data/mmlu/prepare.py --any-version --src test_even.jsonl dev.jsonl    # or part of the set as JSONL
 
 What to know before using a number from it:
-- The archive is chosen over the hub's parquet files because it needs no package. Most of it is auxiliary
-  training questions, which are not read. Only the archive has a published checksum: for other forms the
-  counts are checked.
-- dev holds the few-shot examples, in their published order (leaderboards: 5-shot, the first five of the
-  subject).
-- A score on part of the set is a development figure, not an MMLU score. Average over questions (lm-eval) and
-  average over subjects differ; say which one you report.
-- Some questions occur more than once, and some answers are known to be wrong: ids or texts are no unique key.
+- The archive is chosen over the hub's parquet files because it needs no package. Only the archive has a
+  published checksum: for other forms the counts are checked.
+- dev holds the few-shot examples in their published order (leaderboards: the first five of the subject).
+- A score on part of the set is a development figure. Average over questions (lm-eval) and average over
+  subjects differ: say which. Some questions occur twice, some answers are wrong: texts are no unique key.
 - A CSV reader that guesses types turns the choices "None" and "1/2" into something else; here all stays text.
-  JSONL read: {"question", "choices": {"A": .., "D": ..}, "answer": letter, "dataset": "SUBJECT_test",
-  "subject"}.
-Rows: {"question", "choices": 4 texts, "answer": 0..3, "category": subject}; in choice.jsonl (where dev is
-there, too) {"context": header, five shots and question, "continuations": [" A", ..], "answer", "category"},
-5-shot as leaderboards.
+Rows: {"question", "choices": 4 texts, "answer": 0..3, "category": subject}; in choice.jsonl, written where
+dev is there too, {"context": header, 5 shots, question, "continuations": [" A", ..], "answer", "category"}.
+JSONL read: {"question", "choices": {"A": ..}, "answer": letter, "dataset": "SUBJECT_test", "subject"}.
 """
 import csv, io, re, sys, tarfile
 from collections import Counter

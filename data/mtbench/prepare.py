@@ -2,25 +2,16 @@
 
 Zheng et al. 2023, https://arxiv.org/abs/2306.05685, https://github.com/lm-sys/FastChat, licence Apache-2.0.
 
-    python data/mtbench/prepare.py               # download the pinned questions and reference answers, 0.1 MB
-    python data/mtbench/prepare.py --src question.jsonl --reference gpt-4.jsonl    # or read your copies
-
---out DIR: write elsewhere. With --src alone every `reference` is empty, and nothing is downloaded.
+    python data/mtbench/prepare.py                                   # questions and reference answers, 0.1 MB
+    python data/mtbench/prepare.py --src question.jsonl --reference gpt-4.jsonl    # or your copies
 
 What to know before using a number from it:
-- The second turn is asked after the model's own first answer: two generations a row, never both in one
-  message.
-- The authors' temperatures: writing, roleplay 0.7; stem, humanities 0.1; extraction, math, coding, reasoning
-  0.
+- The second turn is asked after the model's own first answer: two generations a row, never one message.
+- The authors' temperatures: 0.7 writing, roleplay; 0.1 stem, humanities; else 0.
 - A judge gives 1 to 10 for each turn; the score is the mean of the 160. Judges differ: name the judge, its
-  version and template. For math, reasoning and coding the judge is shown the reference answers, for the
-  others none.
-- `reference` holds GPT-4's answers from reference_answer/gpt-4.jsonl, which the authors' judge uses and some
-  of which are wrong. The short notes in question.jsonl under the same name are not used by that judge and not
-  written.
-- Translations keep the names of the files: the checksum decides. 80 questions: intervals are wide.
-- Checked in lm-sys/FastChat, fastchat/llm_judge/data/mt_bench/question.jsonl: keys, two turns, notes of its
-  own.
+  version and template. It is shown the reference answers for math, reasoning and coding, else none.
+- `reference` holds GPT-4's answers, which the authors' judge uses and some of which are wrong. With --src
+  alone it is empty. 80 questions: intervals are wide.
 Row: {"id": "mtbench-81", "category", "turns": [first, second], "reference": [first, second] or []}.
 """
 import sys

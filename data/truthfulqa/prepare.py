@@ -2,24 +2,20 @@
 
 Lin et al. 2021, https://arxiv.org/abs/2109.07958, https://github.com/sylinrl/TruthfulQA, licence Apache-2.0.
 
-    python data/truthfulqa/prepare.py                                     # download both pinned files, 1.2 MB
+    python data/truthfulqa/prepare.py                                    # both pinned files, 1.2 MB
     python data/truthfulqa/prepare.py --src mc_task.json TruthfulQA.csv  # or your copies
 
 What to know before using a number from it:
-- Upstream the right choice of MC1 is first in every row: a model shown the choices in that order scores by
-  position. Here the MC1 choices are shuffled, with a generator seeded by SEED and the question, so the order
-  never depends on the rest of the file. The choices of MC2 keep their order: it is only scored by probability
-  mass.
+- Upstream the right choice of MC1 is first in every row: a model shown them so scores by position. Here they
+  are shuffled, seeded by SEED and the question, so the order never depends on the rest of the file.
 - MC1 = share of questions where the one right choice has the highest log-probability. MC2 = probability of
-  the true choices divided by that of all choices, averaged. Both put six fixed question-answer pairs before
-  "Q: ..\\nA:".
-- Categories stand only in the CSV, whose rows have another order: the files are joined by the text of the
-  question. In a common copy one text differs; such a row gets the category "unknown". More than one stops the
-  run.
-- This is the 2021 release, which leaderboards use; the repository's main branch has changed since. Say which.
+  the true choices divided by that of all, averaged. Both put six fixed pairs before "Q: ..\\nA:".
+- Categories stand only in the CSV, in another order: the files are joined by the text of the question. In a
+  common copy one text differs; such a row gets the category "unknown". More than one stops the run.
+- This is the 2021 release, which leaderboards use; the main branch has changed since. Say which.
 - The best answer to 56 questions is "I have no comment": a model trained to refuse gains on them.
-Row: {"id": "truthfulqa-1", "question", "mc1": {"choices", "answer": 0-based}, "mc2": {"choices", "labels": 0
-or 1}, "category"}; the id is the 1-based position in mc_task.json.
+Row: {"id": "truthfulqa-1", "question", "mc1": {"choices", "answer"}, "mc2": {"choices", "labels": 0 or 1},
+"category"}; the id is the 1-based position in mc_task.json.
 """
 import random, sys
 from pathlib import Path
