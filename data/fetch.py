@@ -283,7 +283,8 @@ def write(path, content):
         temp.write_bytes(content)
         os.replace(temp, path)
     except OSError as e:
-        temp.unlink(missing_ok=True)
+        if temp.exists():
+            temp.unlink()
         die(f"{path}: cannot be written ({e.strerror})")
 
 

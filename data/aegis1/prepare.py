@@ -128,6 +128,8 @@ def main():
                 twice += text in seen
             else:
                 gone["empty" if not text else "no vote" if not votes else "tie or only dropped votes"] += 1
+        if not rows:
+            die(f"{got.name}: labels_0: expected the annotators' labels, found no vote")
         files[f"{split}.jsonl"], dropped[split] = rows, dict(gone)
         seen = {row["text"].strip() for _, row in found}
     if unknown:
