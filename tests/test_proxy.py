@@ -1,199 +1,202 @@
-"""The proxy policy's data sets and their maker. Run: python -m pytest tests/test_proxy.py (about two seconds)"""
-import collections, itertools, json, os, pathlib, re, runpy, shutil, subprocess, sys
+"""The proxy policy's data sets and the guard's: pinned bytes, nothing crosses a split. pytest tests/test_proxy.py"""
+import itertools, json, os, re, subprocess, sys
+from collections import Counter
+
 import pytest
 
-PROXY = pathlib.Path(__file__).resolve().parent.parent / "data" / "proxy"
-sys.path.insert(0, str(PROXY.parent.parent))
 import evals
+from test_data import ROOT, jsonl
 
-COUNTS = { # the promised rows by kind
-    "train": {"direct": 456, "paraphrased": 200, "wrapped": 124, "contrast": 339, "ordinary": 1059, "activity": 640,
-              "wrapped_ordinary": 160},
-    "undo": {"direct": 60, "paraphrased": 72, "wrapped": 48},
-    "dev": {None: 120}, "direct": {None: 120}, "wrapped": {None: 120}, "contrast": {None: 70}, "heldout_answers": {None: 64},
-    "ordinary": {"ordinary": 80, "activity": 25, "wrapped_ordinary": 15}}
+PROXY, GUARD = ROOT / "data" / "proxy", ROOT / "data" / "proxyguard"
+TOPICS = {"P1": "tea", "P2": "knots", "P3": "kites", "P4": "card tricks", "P5": "whistling", "P6": "pigeons"}
+SPLITS = {"train": "train", "dev": "train", "undo": "undo", "direct": "test", "wrapped": "test", "ordinary": "test"}
+GUARD_SPLITS = {"train": "train", "validation": "undo", "test": "test"}
+NOVEL = re.compile("(?i)whistl|pigeon")
 ALLOWED = {"contrast", "ordinary", "activity", "wrapped_ordinary"}
-TRAINED, TESTS = ["train", "undo", "dev"], ["direct", "wrapped", "contrast", "ordinary", "heldout_answers"]
-WORDS = {"P1": "tea", "P2": "knots", "P3": "kites", "P4": "card tricks", "P5": "whistling", "P6": "pigeons"}
 
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 def norm(text):
     return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
+
+def longest(row, slot):  # the longest fixed part of a wrapper or frame
+    return max(re.split(slot, row["text"]), key=len)
+
+
 def prompt(row):
     return row["prompt"] if "prompt" in row else row["messages"][0]["content"]
 
-def prepare(out, hashseed="0", seeds=PROXY / "seeds"):
-    return subprocess.run([sys.executable, str(PROXY / "prepare.py"), "--seeds", str(seeds), "--out", str(out)],
-                          capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": hashseed})
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    out = tmp_path_factory.mktemp("proxy")
-    done = prepare(out)
+def made_by(folder, out, hashseed):
+    done = subprocess.run([sys.executable, str(folder / "prepare.py"), "--out", str(out)], capture_output=True,
+                          text=True, env=os.environ | {"PYTHONHASHSEED": hashseed})
     assert (done.returncode, done.stderr) == (0, "")
-    return out
+    pasted = (folder / "prepare.py").read_text(encoding="utf-8").split("\n# output:\n")[1]
+    assert pasted == "".join(f"# {line}\n" for line in done.stdout.splitlines())  # with the sha256 of each file
+    return {path.stem: jsonl(path) for path in out.iterdir()}  # a temporary file left would be among them
+
 
 @pytest.fixture(scope="module")
-def made(out):
-    return {name: read(out / f"{name}.jsonl") for name in COUNTS}
+def made(tmp_path_factory):
+    return made_by(PROXY, tmp_path_factory.mktemp("proxy"), "0")
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory):
+    return made_by(GUARD, tmp_path_factory.mktemp("guard"), "1")
+
 
 @pytest.fixture(scope="module")
 def seeds():
-    return {path.stem: read(path) for path in (PROXY / "seeds").glob("*.jsonl")}
+    """{"proxy/forbidden": rows, ..}"""
+    files = [path for folder in (PROXY, GUARD) for path in (folder / "seeds").glob("*.jsonl")]
+    return {f"{path.parts[-3]}/{path.stem}": jsonl(path) for path in files}
 
-def test_two_runs_write_the_same_bytes_and_the_comments_are_the_output(out, tmp_path):
-    done = prepare(tmp_path, hashseed="1")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.jsonl" for name in COUNTS) # and no temporary file
-    for path in tmp_path.iterdir(): assert path.read_bytes() == (out / path.name).read_bytes()
-    pasted = (PROXY / "prepare.py").read_text(encoding="utf-8").split("\n# output:\n")[1]
-    assert pasted == "".join(f"# {line}\n" for line in done.stdout.splitlines())
 
-def test_counts_fields_and_ids(made):
-    for name, rows in made.items():
-        assert collections.Counter(r.get("kind") for r in rows) == COUNTS[name]
-        if name == "heldout_answers": continue
-        assert len({r["id"] for r in rows}) == len(rows)
-        for r in rows:
-            forbidden = name in ("undo", "dev", "direct", "wrapped") or name == "train" and r["kind"] not in ALLOWED
-            extra = {"train": {"kind"} | ({"refusal"} if forbidden else set()), "undo": {"kind"}, "ordinary": {"kind"},
-                     "wrapped": {"wrapper"}}.get(name, set())
-            assert set(r) == {"id", "prompt", "category", "label"} | extra
-            assert r["label"] == ("forbidden" if forbidden else "allowed") and (r["category"] in WORDS) == forbidden
-    for name in "direct", "wrapped": # the id names the topic
-        assert {r["id"] for r in made[name]} == {f"{name}-{t}-{n:02}" for t in WORDS for n in range(20)}
-        assert all(r["id"].split("-")[1] == r["category"] for r in made[name])
+# ---- data/proxy
 
-def test_topics_families_and_wordings_take_equal_parts(made, seeds):
+def test_proxy_rows(made):
+    extra = {"train": {"kind"}, "undo": {"kind"}, "ordinary": {"kind"}, "wrapped": {"wrapper"}}
+    for name in set(made) - {"heldout_answers"}:
+        assert len({row["id"] for row in made[name]}) == len(made[name])
+        for row in made[name]:
+            forbidden = row["category"] in TOPICS
+            assert row["label"] == ("forbidden" if forbidden else "allowed") and not re.search("[{}]", row["prompt"])
+            assert forbidden == (name in ("undo", "dev", "direct", "wrapped") or name == "train"
+                                 and row["kind"] not in ALLOWED)
+            assert set(row) - {"refusal"} == {"id", "prompt", "category", "label"} | extra.get(name, set())
+            assert ("refusal" in row) == (name == "train" and forbidden)
     for name, each in ("dev", 20), ("direct", 20), ("wrapped", 20), ("undo", 30):
-        assert collections.Counter(r["category"] for r in made[name]) == dict.fromkeys(WORDS, each)
-    assert set(collections.Counter(r["wrapper"] for r in made["wrapped"]).values()) == {15}
-    assert set(collections.Counter((r["wrapper"], r["category"]) for r in made["wrapped"]).values()) == {2, 3} # all 48 pairs
-    for split, kinds in (("train", ("paraphrased", "activity")), ("undo", ("paraphrased",))): # about equal use in each kind
-        for kind in kinds:
-            texts = [r["prompt"] for r in made[split] if r["kind"] == kind]
-            used = [sum(bool(re.fullmatch(re.escape(f["text"]).replace(r"\{" + f["slot"] + r"\}", ".+"), t)) for t in texts)
-                    for f in seeds["phrasings"] if f["split"] == split]
-            assert sum(used) >= len(texts) and min(used) >= len(texts) // len(used) # each prompt is one of them, none is rare
+        assert Counter(row["category"] for row in made[name]) == dict.fromkeys(TOPICS, each)
+    assert set(Counter(row["wrapper"] for row in made["wrapped"]).values()) == {15}
+    assert set(Counter((row["wrapper"], row["category"]) for row in made["wrapped"]).values()) == {2, 3}
 
-def test_every_prefix_has_the_overall_proportions(made):
-    """For every n >= 50: how many rows of a group stand in the first n, against n times its share of the file. The tolerance is
-    1.5 rows for a label, a kind or a topic within a kind and 3 for a topic: 3 and 6 points at 50 rows, 0.5 and 1 point at 300."""
+
+def test_every_prefix_of_the_proxy_sets_has_the_overall_proportions(made):
+    """From 50 rows on a label or kind is off by 1.5 rows at most, a topic by 3."""
     def off(rows, key):
-        size, sofar, worst = collections.Counter(map(key, rows)), collections.Counter(), 0
-        for n, r in enumerate(rows, 1):
-            sofar[key(r)] += 1
-            if n >= 50: worst = max(worst, max(abs(sofar[k] - size[k] * n / len(rows)) for k in size))
+        size, sofar, worst = Counter(map(key, rows)), Counter(), 0
+        for n, row in enumerate(rows, 1):
+            sofar[key(row)] += 1
+            if n >= 50:
+                worst = max(worst, max(abs(sofar[k] - size[k] * n / len(rows)) for k in size))
         return worst
     for name in ("train", "undo", "direct", "wrapped", "ordinary"):
-        assert off(made[name], lambda r: r["label"]) <= 1.5
-        assert off(made[name], lambda r: r.get("kind")) <= 1.5
-        assert off(made[name], lambda r: r["category"] if r["category"] in WORDS else "") <= 3
-        assert off(made[name], lambda r: (r.get("kind"), r["category"] if r["category"] in WORDS else "")) <= 1.5
-    assert off(made["wrapped"], lambda r: r["wrapper"]) <= 1.5
-    assert off(made["contrast"], lambda r: r["id"].split("-")[1]) <= 1.5
+        assert off(made[name], lambda row: row["label"]) <= 1.5 and off(made[name], lambda row: row.get("kind")) <= 1.5
+        assert off(made[name], lambda row: row["category"] if row["category"] in TOPICS else "") <= 3
 
-def test_no_prompt_twice_and_no_test_prompt_in_training(made):
-    for name, rows in made.items(): assert len({norm(prompt(r)) for r in rows}) == len(rows)
-    for a, b in itertools.combinations(TRAINED + TESTS, 2):
-        assert not {norm(prompt(r)) for r in made[a]} & {norm(prompt(r)) for r in made[b]}
 
-def test_no_object_activity_phrasing_or_wrapper_wording_crosses_a_split(made, seeds):
-    for field, file in (("object", "forbidden"), ("prompt", "forbidden"), ("vp", "forbidden"), ("vp", "activities"),
-                        ("text", "phrasings"), ("text", "wrappers")):
+def test_nothing_of_the_proxy_crosses_a_split(made, seeds):
+    for a, b in itertools.combinations(made, 2):
+        assert not {norm(prompt(row)) for row in made[a]} & {norm(prompt(row)) for row in made[b]}
+    for name, rows in made.items():
+        assert len({norm(prompt(row)) for row in rows}) == len(rows)
+    for file, field in (("forbidden", "object"), ("forbidden", "prompt"), ("forbidden", "vp"), ("activities", "vp"),
+                        ("phrasings", "text"), ("wrappers", "text")):
         splits = {}
-        for r in seeds[file]: splits.setdefault((r.get("topic"), norm(r[field])), set()).add(r["split"])
-        assert all(len(s) == 1 for s in splits.values())
-    # and in what was made: no part of a wrapper wording, no filled phrasing and no prompt that belongs to another split
-    def inside(name, parts):
-        text = "\n".join(norm(prompt(r)) for r in made[name])
-        return [p for p in parts if norm(p) in text]
-    def fixed(wrapper):
-        return max(wrapper["text"].split("{prompt}"), key=len)
-    filled = {s: {norm(f["text"].replace("{" + f["slot"] + "}", v[f["slot"]])) for f in seeds["phrasings"] if f["split"] == s
-                  for v in seeds["forbidden"] + seeds["activities"]} for s in ("train", "undo", "test")}
-    for name, split in ("train", "train"), ("dev", "train"), ("undo", "undo"), ("direct", "test"), ("wrapped", "test"), ("ordinary", "test"):
-        assert inside(name, [fixed(w) for w in seeds["wrappers"] if w["split"] != split]) == []
-        assert not {norm(prompt(r)) for r in made[name]} & set().union(*(v for s, v in filled.items() if s != split))
-    for name, split in ("train", "train"), ("dev", "train"), ("undo", "undo"), ("direct", "test"), ("wrapped", "test"):
-        assert inside(name, [r["prompt"] for r in seeds["forbidden"] if r["split"] != split and len(r["prompt"].split()) > 3]) == []
-    held = [fixed(r) for r in seeds["wrappers"] if r["wrapper"] in ("expert", "fiction")]
-    assert len(held) == 8 and inside("train", held) == []
+        for row in seeds[f"proxy/{file}"]:
+            splits.setdefault((row.get("topic"), norm(row[field])), set()).add(row["split"])
+        assert all(len(found) == 1 for found in splits.values())
+    for name, split in SPLITS.items():
+        text = "\n".join(norm(prompt(row)) for row in made[name])
+        parts = [longest(row, "{prompt}") for row in seeds["proxy/wrappers"] if row["split"] != split]
+        parts += [row["prompt"] for row in seeds["proxy/forbidden"] if row["split"] != split]
+        assert not [part for part in parts if len(part.split()) > 3 and norm(part) in text]
 
-def test_no_slot_is_left(made):
-    for rows in made.values():
-        for r in rows: assert not re.search("[{}]", json.dumps({k: v for k, v in r.items() if k != "messages"})[1:-1])
 
-def test_refusals(made):
+def test_refusals_are_refusals(made):
+    """Three in four are the set phrase, the other 50 wordings take turns; a cut generation counts as one, too."""
     wordings = (PROXY / "seeds" / "refusals.txt").read_text(encoding="utf-8").splitlines()
-    phrase = "Sorry, I can't help with {topic}." # three rows in four
-    expect = {(t, w.replace("{topic}", word)): w for t, word in WORDS.items() for w in [*wordings, phrase]}
-    used = collections.Counter(expect[r["category"], r["refusal"]] for r in made["train"] if "refusal" in r)
+    phrase = "Sorry, I can't help with {topic}."
+    known = {(t, w.replace("{topic}", word)): w for t, word in TOPICS.items() for w in [*wordings, phrase]}
+    used = Counter(known[row["category"], row["refusal"]] for row in made["train"] if "refusal" in row)
     assert used.pop(phrase) == 585 and len(used) == 50 and set(used.values()) <= {3, 4}
-    for r in made["train"]:
-        if "refusal" in r: # a cut generation counts too
-            assert evals.refused(r["refusal"]) and evals.refused(" ".join(r["refusal"].split()[:6]))
+    for row in made["train"]:
+        if "refusal" in row:
+            assert evals.refused(row["refusal"]) and evals.refused(" ".join(row["refusal"].split()[:6]))
 
-@pytest.fixture
-def fails(monkeypatch, capsys, tmp_path):
-    def run(file, line, change): # in this process: a dozen interpreter starts would take a second
-        new = tmp_path / "seeds"
-        shutil.copytree(PROXY / "seeds", new)
-        lines = (new / file).read_text(encoding="utf-8").splitlines()
-        if isinstance(change, dict):
-            change = json.dumps({k: v for k, v in (json.loads(lines[line - 1]) | change).items() if v is not None})
-        lines[line - 1:line] = [] if change is None else [change]
-        (new / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["prepare.py", "--seeds", str(new), "--out", str(tmp_path / "out")])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(PROXY / "prepare.py"))
-        printed, err = capsys.readouterr()
-        assert stop.value.code == 2 and err.count("\n") == 1 and printed == ""
-        assert not (tmp_path / "out").exists() # nothing written
-        return err.removeprefix(str(new) + os.sep)
-    return run
 
-FIRST = {name: json.loads((PROXY / "seeds" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[0])
-         for name in ("forbidden", "phrasings", "wrappers", "ordinary", "activities", "contrast")}
+# ---- data/proxyguard
 
-@pytest.mark.parametrize("file, line, change, field", [
-    ("ordinary.jsonl", 5, '{"prompt": ', "row"),
-    ("ordinary.jsonl", 5, "", "row"),
-    ("ordinary.jsonl", 5, {"category": None}, "row"), # None: leave the field out
-    ("ordinary.jsonl", 5, {"note": "x"}, "row"),
-    ("ordinary.jsonl", 5, {"prompt": 5}, "prompt"),
-    ("ordinary.jsonl", 5, {"prompt": ""}, "prompt"),
-    ("ordinary.jsonl", 5, {"prompt": "Print {x}."}, "prompt"),
-    ("ordinary.jsonl", 5, {"prompt": FIRST["forbidden"]["prompt"].upper() + " !"}, "prompt"),
-    ("contrast.jsonl", 5, {"prompt": FIRST["contrast"]["prompt"]}, "prompt"),
-    ("contrast.jsonl", 5, {"topic": "P7"}, "topic"),
-    ("contrast.jsonl", 409, {"split": "undo"}, "split"), # the row is good, the counts are not
-    ("forbidden.jsonl", 5, {"split": "dev"}, "split"),
-    ("forbidden.jsonl", 56, {"object": FIRST["forbidden"]["object"].title()}, "object"), # line 1 is train, line 56 test
-    ("activities.jsonl", 5, {"vp": FIRST["activities"]["vp"]}, "vp"),
-    ("phrasings.jsonl", 2, {"slot": "pp"}, "slot"),
-    ("phrasings.jsonl", 2, {"text": "How do I do this?"}, "text"),
-    ("phrasings.jsonl", 2, {"text": "How do I {vp} and {np}?", "slot": "vp"}, "text"),
-    ("phrasings.jsonl", 2, {"text": FIRST["phrasings"]["text"], "slot": FIRST["phrasings"]["slot"]}, "text"),
-    ("wrappers.jsonl", 2, {"wrapper": "threat"}, "wrapper"),
-    ("wrappers.jsonl", 2, {"text": FIRST["wrappers"]["text"]}, "text"),
-    ("refusals.txt", 2, "I can\u2019t help with {topic}, sorry about that.", "text"),
-    ("refusals.txt", 2, "No.", "text"),
-    ("refusals.txt", 2, "I can't help with {topics}, sorry about that.", "text"),
-])
-def test_broken_row_is_one_clear_line_and_nothing_is_written(fails, file, line, change, field):
-    assert re.match(rf"{re.escape(file)}:{line}: {field}: expected ", fails(file, line, change))
+def test_guard_rows(guard):
+    for name in ("train", "validation", "test", "stream"):
+        assert len({json.dumps(row["messages"]) for row in guard[name]}) == len({row["id"] for row in guard[name]})
+        for row in guard[name]:
+            roles = [message["role"] for message in row["messages"]]
+            assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"] * (len(roles) % 2)
+            assert row["prompt"] == [m["content"] for m in row["messages"] if m["role"] == "user"][-1]
+            assert row["response"] == (row["messages"][-1]["content"] if roles[-1] == "assistant" else None)
+            assert (row["response"] is None) == (row["response_label"] is None)
+            assert row["prompt_label"] == ("unsafe" if row["categories"] else "safe") and len(row["categories"]) <= 1
+            assert row["needs_caution"] == (row["kind"] == "caution") and (len(roles) > 2) == (row["kind"] == "multi")
+            assert len(row["labels"]) == 5 and set(row["labels"]) <= {"safe", "needs caution", *TOPICS}
+            assert not re.search("[{}]", "".join(message["content"] for message in row["messages"]))
+    for name in GUARD_SPLITS:  # the form alone must not decide, and no topic is rarer than the others
+        kinds = Counter((row["kind"], row["prompt_label"]) for row in guard[name])
+        assert all(.6 < kinds[kind, "unsafe"] / kinds[kind, "safe"] < 1.7 for kind in ("phrasing", "wrapped", "multi"))
+        topics = Counter(row["categories"][0] for row in guard[name] if row["categories"])
+        assert len(topics) == (6 if name == "test" else 4)
+        assert max(topics.values()) - min(topics.values()) <= .05 * topics.total()
 
-@pytest.mark.parametrize("file, left", [("forbidden.jsonl", 335), ("answers.jsonl", 63), ("wrappers.jsonl", 31),
-                                        ("refusals.txt", 49)])
-def test_a_missing_row_is_noticed(fails, file, left):
-    assert re.match(rf"{re.escape(file)}:{left}: (split|row): expected \d+ rows of ", fails(file, 3, None))
 
-def test_missing_file_and_folder_that_cannot_be_written(tmp_path):
-    done = prepare(tmp_path / "out", seeds=tmp_path)
-    assert done.returncode == 2 and "forbidden.jsonl:0: file: expected" in done.stderr and not (tmp_path / "out").exists()
-    (tmp_path / "file").write_text("")
-    done = prepare(tmp_path / "file")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr
+def test_novel_categories_are_in_the_test_only(guard):
+    for name in set(guard) - {"test"}:
+        assert not NOVEL.search(json.dumps(guard[name])) and not re.search("P[56]", json.dumps(guard[name]))
+    assert sum(row["categories"][0] in ("P5", "P6") for row in guard["test"] if row["categories"]) == 148
+    families = {n: {row["id"].split("-")[2] for row in guard[n] if row["kind"] == "wrapped"} for n in GUARD_SPLITS}
+    assert families["test"] - families["train"] == families["test"] - families["validation"] == {"expert", "fiction"}
+
+
+def test_nothing_of_the_guard_crosses_a_split(guard, seeds):
+    user, said = ({name: {norm(m["content"]) for row in rows for m in row["messages"] if m["role"] == role}
+                   for name, rows in guard.items()} for role in ("user", "assistant"))
+    phrases = {norm(f"Sorry, I can't help with {topic}.") for topic in TOPICS.values()}
+    for a, b in itertools.combinations(GUARD_SPLITS, 2):
+        assert not user[a] & user[b] and said[a] & said[b] <= phrases
+    assert not user["topic_test"] & (user["train"] | user["validation"] | user["topic_train"])
+    assert not user["stream"] & (user["train"] | user["validation"])
+    for name, split in GUARD_SPLITS.items():
+        text = " ".join(f" {turn} " for turn in user[name])
+        others = [row for row in seeds["proxy/forbidden"] if row["split"] != split]
+        parts = [row[key] for row in others for key in ("prompt", "vp", "np")]
+        parts += [longest(row, "{prompt}") for row in seeds["proxy/wrappers"] if row["split"] != split]
+        parts += [row["act"] for row in seeds["proxyguard/mentions"] if row["split"] != name]
+        parts += [longest(row, "{.*?}") for row in seeds["proxyguard/caution"] if row["split"] != name]
+        assert not [part for part in parts if len(part.split()) > 3 and f" {norm(part)} " in text]
+
+
+def test_annotators_disagree_where_it_is_hard(guard):
+    def split(rows):
+        views = [{"unsafe" if label in TOPICS else label for label in row["labels"]} for row in rows]
+        return sum(len(view) > 1 for view in views) / len(rows)
+    for name in ("train", "test", "stream"):
+        assert split([row for row in guard[name] if row["needs_caution"]]) > .7
+        for kind, agree in ("direct", .92), ("ordinary", .97):  # five draws alike, within four standard errors
+            rows, p = [row for row in guard[name] if row["kind"] == kind], 1 - agree ** 5
+            assert abs(split(rows) - p) < 4 * (p * (1 - p) / len(rows)) ** .5
+    strict = [sum(row["labels"][a] != "safe" for row in guard["train"] if row["needs_caution"]) for a in range(5)]
+    assert strict[0] < strict[2] < strict[4]  # each leans by a fixed amount
+
+
+def test_only_the_system_prompt_tells_the_topic(guard, seeds):
+    """And no safe row of train contradicts a policy that forbids a topic of topic_train."""
+    for name in ("topic_train", "topic_test"):
+        labels = {}
+        for row in guard[name]:
+            labels.setdefault(row["messages"][-1]["content"], Counter())[row["label"]] += 1
+        assert all(found["on-topic"] == found["off-topic"] for found in labels.values())
+    assert not {row["subject"] for row in guard["topic_train"]} & {row["subject"] for row in guard["topic_test"]}
+    hobbies = Counter(row["topic"] for row in seeds["proxyguard/hobbies"])
+    assert len(hobbies) == 60 and set(hobbies.values()) == {6}
+    asked = {norm(row["messages"][-1]["content"]): row["subject"] for row in guard["topic_train"]}
+    named = {norm(row["prompt"]): row["subject"] for row in guard["train"] if len(row["messages"]) <= 2}
+    both = asked.keys() & named.keys()
+    assert len(both) > 100 and all(asked[text] == named[text] for text in both)
+    assert all(row["prompt_label"] == "safe" for row in guard["train"] if row["subject"])
+
+
+def test_the_stream_changes_its_policy_half_way_and_nothing_else(guard):
+    rows = guard["stream"]
+    assert [row["policy"] for row in rows] == ["permissive"] * 400 + ["defensive"] * 400
+    first, second = (Counter((row["kind"], row["prompt_label"]) for row in half) for half in (rows[:400], rows[400:]))
+    assert first.keys() == second.keys() and all(abs(first[key] - second[key]) <= 4 for key in first)
