@@ -79,7 +79,6 @@ def sha_file(path):
 MINIATURE_LIMIT, MINIATURE_NEW = 40, 96   # the run without flags: items of each real set, tokens of an answer
 EVALS = sha_file(evals.__file__)
 
-# copied from lora_undo.py: Parser
 class Parser(argparse.ArgumentParser):
     error = staticmethod(lambda message: die(message))   # one line instead of the usage text
 
@@ -150,7 +149,6 @@ def parse_args(argv=None):
     return a
 
 # ---- data ----------------------------------------------------------------------------------------------------------------------
-# copied from lora_undo.py: read_jsonl
 def read_jsonl(path, fields):
     """rows of a JSONL file; `fields` maps each required field to its type. A bad row ends the program with file:line."""
     path = Path(path)
@@ -812,7 +810,6 @@ def label_of(model):
     path = Path(model).resolve() if Path(model).is_dir() else Path(model)
     return path.parent.name if path.name == "model" and path.is_dir() else path.name or model
 
-# copied from lora_undo.py: find_model
 def find_model(name):
     """a folder, or a hub id that is downloaded (and needs the licence accepted for Llama 2)."""
     if Path(name).is_dir():
@@ -1187,7 +1184,6 @@ def wire(messages):
         return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{body}"}}
     return [m if isinstance(m["content"], str) else m | {"content": [part(p) for p in m["content"]]} for m in messages]
 
-# copied from lora_undo.py: device_name
 def device_name(device):
     if device == "cuda":
         return torch.cuda.get_device_name()
