@@ -5,7 +5,6 @@
 
 Fixtures are on the proxy topics (tea, knots, kites, whistling, pigeons). No test prints a prompt.
 """
-import hashlib
 import json
 import os
 import re
@@ -35,12 +34,13 @@ CARRIER = "Please say what the kite says."
 def mis(split, *rows):
     return json.dumps([{"id": i, "question": text, "category": "Birds", "sub_category": "Pigeons",
                         "image_path1": f"{split}/{i}/1.png", "image_path2": f"{split}/{i}/2.png"}
-                       for i, text in rows], indent=1)
+                       for i, text in rows])
 
 
 def mm(*texts):
     return json.dumps({str(i): {"Question": text, "Rephrased Question": f"{text} (phrase)",
-                                "Rephrased Question(SD)": f"{text} (picture)"} for i, text in enumerate(texts)})
+                                "Rephrased Question(SD)": f"{text} (picture)"}
+                       for i, text in enumerate(texts)})
 
 
 SOURCE = {  # set: {file: content}. The first one is the file that the tests of wrong rows spoil
@@ -52,7 +52,7 @@ SOURCE = {  # set: {file: content}. The first one is the file that the tests of 
         [TEXTS[2], "copyright", "kites", "", "", "kite_song"])},
     "refusalbench": {"benchfile.json": json.dumps({"tea": TEXTS[:2], "kites": TEXTS[2:3]})},
     "strongreject": {"strongreject_dataset.csv": as_csv(
-        ["category", "source", "forbidden_prompt"], ["Violence", "tea", TEXTS[0]], ["violence", "tea", TEXTS[1]])},
+        ["category", "source", "forbidden_prompt"], ["Violence", "", TEXTS[0]], ["violence", "", TEXTS[1]])},
     "xstest": {"xstest_prompts.csv": as_csv(
         ["id", "prompt", "type", "label", "focus"], [1, TEXTS[0], "homonyms", "safe", ""],
         [2, TEXTS[1], "contrast_homonyms", "unsafe", ""])},
@@ -89,7 +89,7 @@ PINS = {  # the published counts, turned into those of the small files
     "harmbench": {"KINDS": {"standard": 1, "contextual": 1, "copyright": 1}, "DIFFERENT": 3},
     "strongreject": {}, "xstest": {"COUNTS": {"allowed": 1, "forbidden": 1}, "TYPES": [1, 1]},
     "simplesafetytests": {"SIZES": [[1, 1], [1, 1]]}, "orbench": {},
-    "wildjailbreak": {"COUNTS": {"eval": {"adversarial_harmful": 1, "adversarial_benign": 1}, "train": 4}},
+    "wildjailbreak": {"COUNTS": {"adversarial_harmful": 1, "adversarial_benign": 1}},
     "airbench": {"L2": {1: 2, 14: 1}, "L3_COUNT": 2, "L4_COUNT": 2},
     "cosapien": {"COUNTS": {"film_production": 4, "game_development": 1}},
     "mis": {"COUNTS": {"easy": 1, "hard": 1, "real": 1}}, "figstep": {"SIZES": [1, 1]},
@@ -104,8 +104,8 @@ def row(key, text, category, label="forbidden", **more):
 
 
 def air(key, text, where, l1, again=""):
-    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return row(f"airbench-{key}-{digits}{again}", text, where[0], l1=l1, l2=where[1], l3=where[2], l4=where[3])
+    key = f"airbench-{key}-{sha(text)[:8]}{again}"
+    return row(key, text, where[0], l1=l1, l2=where[1], l3=where[2], l4=where[3])
 
 
 def expected(root):
@@ -160,7 +160,7 @@ def expected(root):
 
 @pytest.fixture
 def small(tmp_path):
-    """small(set) writes its source -> (what --src gets, folder to write to, the pins that are right for it)."""
+    """small(set) writes its source -> (--src, a folder to write to, the pins that are right for it)."""
     def make(name):
         root, pins = put(tmp_path / "src", SOURCE[name]), dict(PINS[name])
         sums = [sha(text) for text in SOURCE[name].values()]
@@ -170,7 +170,7 @@ def small(tmp_path):
         elif name == "strongreject":
             pins["SETS"] = {False: ("strongreject_dataset.csv", sums[0], {"Violence": 2}, "strongreject", "")}
         elif name in CHECKSUM:
-            pins["SHA256"] = {"eval": sums[0]} if name == "wildjailbreak" else sums[0]
+            pins["SHA256"] = sums[0]
         return root / next(iter(SOURCE[name])) if name in ONE_FILE else root, tmp_path / "out", pins
     return make
 
@@ -200,13 +200,10 @@ def test_rows_of_a_small_source(name, small, prepare, tmp_path):
 
 
 BAD = [  # set, file (None: the first), text in it, what stands there instead, a part of the message
-    ("advbench", None, "goal", "text", ":1: header: expected the columns goal, target"),
     ("harmbench", None, "contextual", "other", "FunctionalCategory: expected one of standard, contextual"),
     ("harmbench", None, "standard,tea", "contextual,tea", ":2: ContextString: expected"),
-    ("refusalbench", None, '["', '"', "file: expected JSON"),
     ("strongreject", None, "Violence", "Tea", ":2: category: expected one of the six"),
     ("xstest", None, "unsafe", "odd", ":4: label: expected one of safe, unsafe"),
-    ("simplesafetytests", None, "sst_001,Tea", "sst_001,", ":2: harm_area: expected"),
     ("wildjailbreak", None, "adversarial_harmful", "vanilla_harmful", ":2: data_type: expected one of"),
     ("orbench", "or-bench-toxic.csv", "kites", " ", ":2: category: expected"),
     ("airbench", None, "1.1.1,", "17.1.1,", ":2: cate-idx: expected L2.L3.L4"),
@@ -214,9 +211,7 @@ BAD = [  # set, file (None: the first), text in it, what stands there instead, a
     ("cosapien", None, '"partial"', '"perhaps"', ":3: type: expected"),
     ("mis", None, '"id": 1', '"id": "one"', ":1: id: expected"),
     ("mis", None, "easy/1/2.png", "../2.png", "mis-easy-1: images: expected paths below"),
-    ("figstep", None, "TeaQI,10", "TeaQI,", ":4: category_id: expected"),
     ("figstep", "src/generate_prompts.py", ".figstep:", ".tea:", "QueryType.figstep: expected"),
-    ("mmsafetybench", None, '"Rephrased Question(SD)"', '"SD"', "item 0: Rephrased Question(SD): expected"),
     ("mmsafetybench", None, '"0"', '"zero"', "item zero: item: expected")]
 
 
@@ -232,25 +227,16 @@ def test_a_bad_row_is_told_by_file_line_and_field(name, file, old, new, message,
     assert not any(text in printed + err for text in TEXTS)
 
 
-def test_sets_that_are_not_downloaded_say_how_to_get_them(prepare):
-    for name, text in {"wildjailbreak": "https://huggingface.co/datasets/allenai/wildjailbreak",
-                       "mis": "hf download Tuwhy/MIS_Test", "figstep": "0861b17b",
-                       "mmsafetybench": "b80eedea"}.items():
-        code, _, err = prepare(name)
-        assert code == 2 and text in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("name, gone, kept", [
-    ("mis", "hard/1/2.png", 2), ("mmsafetybench", "data/imgs/06-Fraud/TYPO/0.jpg", 5),
-    ("figstep", "data/images/SafeBench/query_TeaQI_1_1_6.png", 1)])
-def test_images_that_are_not_there(name, gone, kept, small, prepare):
+@pytest.mark.parametrize("name, gone", [("mis", "hard/1/2.png"),
+                                        ("mmsafetybench", "data/imgs/06-Fraud/TYPO/0.jpg")])
+def test_rows_without_their_image(name, gone, small, prepare):
     src, out, pins = small(name)
     (src / gone).unlink()
     code, _, err = prepare(name, "--src", src, "--out", out, **pins)
     assert code == 2 and f"{src / gone}: no such image" in err and not out.exists()
     assert prepare(name, "--src", src, "--out", out, "--any-version", **pins)[0] == 0
-    rows = jsonl(out / next(iter(expected(src)[name])))
-    assert len(rows) == kept and all(Path(image).is_file() for row in rows for image in row["images"])
+    file, rows = next(iter(expected(src)[name].items()))
+    assert jsonl(out / file) == [r for r in rows if str(src / gone) not in r["images"]]
 
 
 @pytest.mark.parametrize("templates, result", [
@@ -265,18 +251,6 @@ def test_airbench_polarity(templates, result, prepare, tmp_path):
         return
     assert json.loads((tmp_path / "out" / "meta.json").read_text())["polarity"] == result
     assert [file.name for file in sorted((tmp_path / "out").iterdir())] == ["judges.jsonl", "meta.json"]
-
-
-def test_wildjailbreak_train_takes_the_prompt_by_data_type(prepare, tmp_path):
-    kinds = [(TEXTS[2], "", "vanilla_harmful"), (TEXTS[3], "", "vanilla_benign"),
-             (TEXTS[2], TEXTS[4], "adversarial_harmful"), ("", TEXTS[5], "adversarial_benign")]
-    table = as_csv(["vanilla", "adversarial", "completion", "data_type"], *[[a, b, "", k] for a, b, k in kinds],
-                   delimiter="\t")
-    src, out = put(tmp_path, {"train.tsv": table}) / "train.tsv", tmp_path / "out"
-    assert prepare("wildjailbreak", "--src", src, "--out", out, "--any-version")[0] == 0
-    assert sorted(f.name for f in out.iterdir()) == ["meta_train.json", "train.jsonl"]
-    assert [(r["prompt"], r["label"]) for r in jsonl(out / "train.jsonl")] == [
-        (TEXTS[2], "forbidden"), (TEXTS[3], "allowed"), (TEXTS[4], "forbidden"), (TEXTS[5], "allowed")]
 
 
 # ---- the real files
@@ -297,7 +271,7 @@ def test_real_strongreject_and_xstest(prepare, tmp_path):
     for size, file in ((313, "strongreject_dataset.csv"), (60, "strongreject_small_dataset.csv")):
         flags = ["--src", shared(f"strongreject/{file}"), "--out", tmp_path] + ["--small"] * (size == 60)
         assert prepare("strongreject", *flags)[::2] == (0, "")
-    full, part = ({r["prompt"] for r in jsonl(tmp_path / f)} for f in ("prompts.jsonl", "prompts_small.jsonl"))
+    full, part = ({r["prompt"] for r in jsonl(tmp_path / f"prompts{s}.jsonl")} for s in ("", "_small"))
     assert (len(full), len(part)) == (313, 60) and part <= full
     prompts = shared("xstest/xstest_prompts.csv")
     judged = shared("xstest/xstest_v2_completions_gpt4_gpteval.csv")
@@ -308,7 +282,8 @@ def test_real_strongreject_and_xstest(prepare, tmp_path):
     assert found == {"full_compliance": 230, "full_refusal": 211, "partial_refusal": 9}
     assert {r["id"] for r in rows} == {r["id"] for r in jsonl(tmp_path / "x" / "prompts.jsonl")}
     put(tmp_path, {"v1.csv": re.sub(rb"(?m)^(v2-\d+,\w+,\"?)", rb"\1Not ", judged.read_bytes())})
-    code, _, err = prepare("xstest", "--src", prompts, "--completions", tmp_path / "v1.csv", "--out", tmp_path / "no")
+    args = ["--src", prompts, "--completions", tmp_path / "v1.csv", "--out", tmp_path / "no"]
+    code, _, err = prepare("xstest", *args)
     assert code == 2 and "450 of them for other prompts" in err and not (tmp_path / "no").exists()
 
 
