@@ -1,0 +1,1 @@
+# a package, so that data/proxyguard imports this proxy and no other that is installed
