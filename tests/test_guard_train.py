@@ -1,18 +1,15 @@
 """guard_train.py: the command and its files, formulas beside references, kills, files as users save them.
 Run: python -m pytest tests/test_guard_train.py (a minute on one core; no network, no GPU)"""
-import io, json, math, os, shutil, signal, subprocess, sys
-from collections import Counter
+import io, json, math, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import nano
+import evals, guard_train as gt, nano
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "guard_train.py"
-import evals, guard_train as gt
 
 WORDS = ["brew a pot of tea", "tie a bowline knot", "fly a kite", "do a card trick", "whistle a tune",
          "feed the pigeons"]
@@ -80,6 +77,7 @@ def guard(inputs, tmp_path):
     def make(*more, start=True):
         g = gt.Guard(args(inputs, tmp_path, *more))
         if start:
+            g.set_depth(g.a.blocks)
             g.start(0)
             gen = torch.Generator().manual_seed(1)
             for lora in g.active().values():   # B = 0 would hide half of the formulas
@@ -93,8 +91,7 @@ def items(inputs):
 
 @pytest.fixture(autouse=True, scope="session")
 def few_draws():
-    """runs in this process: 20 bootstrap draws, not 500. The subprocess has its own."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:   # runs in this process: 20 bootstrap draws, not 500
         patch.setitem(gt.interval.__kwdefaults__, "n_boot", 20)
         yield
 
@@ -103,7 +100,7 @@ def no_figure(monkeypatch):
     monkeypatch.setattr(gt, "draw", lambda *_: None)   # a second each; two tests look at figures
 
 def main(argv):
-    """guard_train's main in this process -> exit status (0 without one)."""
+    """guard_train's main in this process -> exit status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["guard_train.py", *map(str, argv)])
         patch.setattr(gt, "SAY", sys.stdout)
@@ -133,7 +130,7 @@ def done(inputs, tmp_path_factory):
 
 def test_the_command_writes_its_files_and_no_others(inputs, tmp_path):
     argv = flags(inputs, tmp_path, "--run", "e2e", "--guards", "permissive", "--limit", 40)
-    run = subprocess.run([sys.executable, str(SCRIPT), *argv], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, ROOT / "guard_train.py", *argv], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     folder = tmp_path / "guard_train/e2e"
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == {
@@ -198,8 +195,7 @@ def test_classify_streams_in_order_with_constant_windows(done, inputs, tmp_path,
     assert [r["id"] for r in got] == [r["id"] for r in want] and max(seen) == 10 and len(seen) == 9
     assert all(("p_response_unsafe" in r) == (w["response"] is not None) for r, w in zip(got, want))
     saved = {r["id"]: r["log_odds"]["permissive"][0] for r in read_rows(done / "samples.jsonl")}
-    assert len(saved) > 40
-    assert all(abs(r["log_odds"] - saved.get(r["id"], r["log_odds"])) < 1e-4 for r in got)
+    assert len(saved) > 40 and all(abs(r["log_odds"] - saved.get(r["id"], r["log_odds"])) < 1e-4 for r in got)
     y = np.array([r["prompt_label"] == "unsafe" for r in want], float)   # rows with labels are scored
     s = np.array([r["log_odds"] for r in got])
     assert f"84 labelled rows, {int(y.sum())} unsafe" in err and f"auprc {evals.auprc(y, s):6.1%} [" in err
@@ -208,7 +204,7 @@ def test_classify_streams_in_order_with_constant_windows(done, inputs, tmp_path,
 def merged_model(g):
     """transformers' own model with the adapters merged in: the reference for everything shared."""
     load = gt.transformers.AutoModelForCausalLM.from_pretrained
-    lm = load(g.a.model, dtype=torch.float32, attn_implementation="eager")
+    lm = load(g.a.model, dtype=torch.float32, attn_implementation="eager", num_hidden_layers=g.blocks)
     for name, lora in g.lora.items():
         if lora.A is not None:
             lm.get_submodule(name).weight.data += lora.s * lora.B.detach() @ lora.A.detach()
@@ -219,11 +215,13 @@ def odds_after(lm, g, ids):
         last = lm(torch.tensor([ids])).logits[0, -1].double()
     return float(last[g.sides[1]].logsumexp(0) - last[g.sides[0]].logsumexp(0))
 
-@pytest.mark.parametrize("fmt, frame", [("json", "short"), ("text", "short"), ("json", "paper"),
-                                        ("text", "paper")])
-def test_first_token_verdict_is_that_of_a_plain_forward(guard, items, fmt, frame):
+@pytest.mark.parametrize("fmt, frame, blocks", [
+    ("json", "short", 0), ("json", "short", 1), ("json", "paper", 0), ("text", "short", 0),
+    ("text", "paper", 0)])
+def test_first_token_verdict_is_that_of_a_plain_forward(guard, items, fmt, frame, blocks):
     """P(unsafe) with a shared prefix, padding and batches: that of one row after the other, to 1e-5."""
-    g = guard("--format", fmt, "--frame", frame)
+    g = guard("--format", fmt, "--frame", frame, "--blocks", blocks)
+    assert len({name.split(".")[2] for name in g.active()}) == (blocks or 2)   # the first ones
     cats, some = gt.policy(CATS, "defensive"), items[:9]
     (head, tail), lm, reference = g.question(cats), merged_model(g), []
     for i in some:
@@ -346,18 +344,13 @@ def test_bounds_hold_at_every_round_of_every_stream(kind, N):
             assert (cum[-1] - best[-1]) / T <= 2 * math.sqrt(math.log(N) / T) + 1e-9, stream
 
 def test_weighted_majority_keeps_its_mistake_bound_and_is_not_no_regret():
-    # two constant experts that disagree, and a label that is always the other side of the vote
-    T, alg, L = 400, gt.Online("wm", 2, 0.5), np.zeros(2)
-    hedge, expected = gt.Online("hedge", 2), 0.0
+    T, alg, L = 400, gt.Online("wm", 2, 0.5), np.zeros(2)   # two constant experts that disagree
     for _ in range(T):
-        label = 1 - alg.vote([1, 0])
+        label = 1 - alg.vote([1, 0])   # always the other side
         loss = np.array([label != 1, label != 0], float)
-        expected += hedge.weights() @ loss
         L += loss
-        alg.update(loss), hedge.update(loss)
-    assert L.min() <= T / 2 and T - L.min() >= T / 2   # regret of half a mistake a round, for ever
-    assert T <= gt.bound("wm", 2, T, 0.5, L.min())
-    assert expected - L.min() <= gt.bound("hedge", 2, T, None, 0) < 0.1 * T   # Hedge on the same stream
+        alg.update(loss)
+    assert L.min() <= T / 2 < T <= gt.bound("wm", 2, T, 0.5, L.min())   # regret T / 2, for ever
 
 def played(inputs, tmp_path, P, Y, *more):
     """all algorithms on a stream -> (their losses, their bounds), by name."""
@@ -374,7 +367,7 @@ def test_a_bound_is_stated_only_for_the_losses_for_which_it_holds(inputs, tmp_pa
     assert lost["wm"] == 400 > 2 * 1.5 * best + 2 * math.log(3) / 0.5 > 367   # of 0/1 loss: wrong here
     assert bounds["wm"] == bounds["share"] == math.inf > bounds["hedge"]
     cost = ["--loss", "cost", "--cost-miss", 10, "--cost-alarm", 1]
-    lost, bounds, best = played(inputs, tmp_path, P, Y, *cost)
+    lost, bounds, _ = played(inputs, tmp_path, P, Y, *cost)
     assert lost["wm"] == pytest.approx(40) and 40 < bounds["wm"] < 400   # not its 400 mistakes
     rng = np.random.default_rng(0)
     for loss in (["--loss", "01"], ["--loss", "brier"], ["--loss", "cost"], cost):
@@ -425,7 +418,6 @@ def test_a_saved_ensemble_goes_on_exactly(kind):
         two = gt.Online.restore(json.loads(json.dumps(two.state())))
     assert one.state() == two.state() and one.weights().tolist() == two.weights().tolist()
 
-# ---- invariances ------------------------------------------------------------------------------------------
 def test_prefix_sharing_and_micro_batches_do_not_change_the_step(guard, inputs, items, tmp_path):
     topics = gt.read_jsonl(inputs / "rows/topic_train.jsonl", {})[:4]   # format C, each with its own policy
     g, rows = guard(), items[:12] + topics
@@ -448,23 +440,9 @@ def test_blocks_below_the_adapters_are_computed_once_for_all_guards(guard, items
             assert len(calls) > 1 if k == 0 else len(calls) == 1   # 1: the policy
             assert np.array_equal(got, g.score(cats, turns), equal_nan=True)
 
-def test_a_guard_of_the_first_blocks_is_the_model_with_fewer(guard, items, inputs):
-    g, cats = guard("--blocks", 1, start=False), gt.policy(CATS, "permissive")
-    g.set_depth(1)
-    g.start(0)
-    assert {n.split(".")[2] for n in g.active()} == {"0"}
-    head, tail = g.question(cats)
-    load = gt.transformers.AutoModelForCausalLM.from_pretrained
-    lm = load(inputs / "nano", dtype=torch.float32, num_hidden_layers=1)   # B = 0: the model itself
-    with g.merged():
-        got = g.score(cats, [i.turns for i in items[:5]])[:, 0]
-    want = [odds_after(lm, g, head + g.rest(i.turns, head, tail) + g.json[0]) for i in items[:5]]
-    assert got == pytest.approx(want, abs=1e-4)
-
 # ---- kill and resume --------------------------------------------------------------------------------------
 KILL = """
 import os, signal, sys
-sys.path[:0] = {paths!r}
 import guard_train as gt
 real, seen = gt.write, []
 def write(path, save):
@@ -490,8 +468,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(inputs, tmp_path, no_figure):
                 found[path] = f.metadata(), {k: f.get_tensor(k).numpy().tobytes() for k in f.keys()}
         keys = ("guard", "step", "loss", "lr", "grad_norm", "tokens")
         return [*found.values(), [[r[k] for k in keys] for r in read_rows(folder / "log.jsonl")]]
-    code = KILL.format(paths=[str(ROOT)])
-    run = subprocess.run([sys.executable, "-c", code, *argv("cut")], capture_output=True, text=True)
+    command = [sys.executable, "-c", KILL, *argv("cut")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
     assert main(argv("whole")) == 0 == main(argv("cut", "--resume"))
     assert bits("cut") == bits("whole") and len(bits("whole")) == 8 + 1
@@ -518,13 +496,13 @@ def test_taxonomies_have_the_published_names():
 
 def test_rows_with_the_sparse_names_of_aegis_1_train_and_score(inputs, tmp_path, no_figure):
     """unsafe whatever the policy of a step drops; scored together and each by its name."""
-    rows = [(PLAIN[n % 6], "safe", [], []) for n in range(12)] + [("bowl", "unsafe", ["O1"], SPARSE[:1])]
-    rows = [(WORDS[n % 6], "unsafe", [name], []) for n, name in enumerate(SPARSE)] + rows
-    rows = [dict(zip(("prompt", "prompt_label", "categories", "unlisted"), r)) for r in rows]
+    rows = [(WORDS[n % 6], "unsafe", [name], []) for n, name in enumerate(SPARSE)]
+    rows += [("bowl", "unsafe", ["O1"], SPARSE[:1])] + [(PLAIN[n % 6], "safe", [], []) for n in range(12)]
+    keys = ("id", "prompt", "prompt_label", "categories", "unlisted")
+    rows = [dict(zip(keys, (n, *r))) for n, r in enumerate(rows)]
     (tmp_path / "rows").mkdir()
     for split in ("train", "validation", "test"):
-        ids = [r | {"id": f"{split}-{n}"} for n, r in enumerate(rows)]
-        found = gt.read_items(write_rows(tmp_path / f"rows/{split}.jsonl", ids), gt.taxonomy("aegis1"))
+        found = gt.read_items(write_rows(tmp_path / f"rows/{split}.jsonl", rows), gt.taxonomy("aegis1"))
     assert [i.cats for i in found if i.prompt] == [*((n,) for n in SPARSE), ("O1", SPARSE[0])]
     dropped = gt.policy(gt.taxonomy("aegis1"), "permissive")[1:]   # O1
     assert [gt.labels(i, "permissive", dropped)[0] for i in found] == [True] * 10 + [False] * 13
@@ -547,10 +525,9 @@ def test_rows_with_the_sparse_names_of_aegis_1_train_and_score(inputs, tmp_path,
     ("**User Safety**: unsafe\n**Response Safety**: safe\nSafety Categories: **O1**", (True, False, ("O1",))),
     ("User Safety: safe\nResponse Safety: unsafe\nSafety Categories: threat", (False, True, ("O11",))),
     ("**unsafe**\nO12.", (True, None, ("O12",))), ("safe\nO1", (False, None, ())), ("", None),
-    ("I think it is safe", None), ("User Safety: safe or unsafe rating", None),
     ('{"User Safety": "safe or unsafe rating for the user message"}', None), ("safe or unsafe", None),
     ('{"User Safety": "unsafe", "Response Safety": "perhaps"}', None), ('{"User Safety": ', None),
-    ("unsafely", None), ('{"a": 1}', None)])
+    ("unsafely", None), ('{"a": 1}', None), ("User Safety: safe or unsafe rating", None)])
 def test_parser(text, want):
     got = gt.parse_verdict(text, gt.taxonomy("aegis1"))
     assert (got and (got.prompt, got.response, got.cats)) == want
@@ -572,15 +549,11 @@ def test_what_is_taught_is_what_is_parsed(guard, fmt, items):
 def test_labels_follow_mapping_and_policy():
     item = gt.Item("x", (("user", "a"),), True, True, False, ("P1",), "k", "")
     caution = item._replace(prompt=False, response=None, caution=True, cats=())
-
-    def names(item, mapping, cats):
-        prompt, response, found = gt.labels(item, mapping, cats)
-        return prompt, response, [c.id for c in found]
-    assert names(item, "permissive", CATS) == (True, True, ["P1"])
-    assert names(item, "permissive", CATS[1:]) == (False, False, [])   # not in the policy: safe
-    assert names(item._replace(cats=()), "permissive", CATS[1:]) == (True, True, [])   # no named reason
-    assert names(caution, "permissive", CATS) == (False, None, [])
-    assert names(caution, "defensive", CATS) == (True, None, ["P7"])
+    assert gt.labels(item, "permissive", CATS) == (True, True, CATS[:1])
+    assert gt.labels(item, "permissive", CATS[1:]) == (False, False, [])   # not in the policy: safe
+    assert gt.labels(item._replace(cats=()), "permissive", CATS[1:]) == (True, True, [])   # no named reason
+    assert gt.labels(caution, "permissive", CATS) == (False, None, [])
+    assert gt.labels(caution, "defensive", CATS) == (True, None, CATS[6:])
 
 def test_topic_rows_are_judged_by_policies_that_forbid_their_topic_and_others(inputs, tmp_path):
     file = inputs / "rows/topic_train.jsonl"
@@ -612,8 +585,6 @@ def test_step_policies_are_shuffled_and_dropped(inputs, tmp_path):
     assert all(seen) and len({s for s in seen if len(s) == 7}) > 5
     assert 0.12 < 1 - np.mean([len(s) for s in seen]) / 7 < 0.18
     assert gt.step_policy(CATS, args(inputs, tmp_path, "--drop", 0, "--no-shuffle"), rng) == CATS
-    c = gt.Category("A", "a", ("x", "y", "z"), "")
-    assert len({gt.step_policy([c], a, rng)[0].bullets for _ in range(50)}) > 3
 
 def test_a_conversation_cannot_end_its_own_frame_nor_push_it_out(guard):
     g, cats = guard("--max-len", 50), gt.policy(CATS, "permissive")
@@ -631,11 +602,8 @@ def test_jury_votes_by_majority_and_says_what_a_tie_does(done):
     votes = [[True, True, False], [False, None, None], [True, False, None], [None]]
     assert [gt.majority(v, "drop") for v in votes] == [True, False, None, None]
     assert gt.majority([True, False], "unsafe") is True and gt.majority([None, None], "unsafe") is None
-    rows, res = read_rows(done / "jury.jsonl"), results(done)["jury"]
-    votes = [list(r["votes"].values()) for r in rows if r["votes"] and None not in r["votes"].values()]
-    kappa = evals.fleiss_kappa([[v.count(False), v.count(True)] for v in votes])
-    assert res["fleiss_kappa"] == pytest.approx(kappa)
-    assert all(r["unsafe"] is False for r in rows if not r["votes"])   # in a safe conversation
+    judged = [r["votes"] != {} for r in read_rows(done / "jury.jsonl")]   # of unsafe conversations only
+    assert 0 < sum(judged) == results(done)["jury"]["n_judged"] < len(judged)
 
 # ---- files as users save them ------------------------------------------------------------------------------
 SAVED = {"cut": {"truncation": True, "max_length": 12}, "filled": {"padding": "max_length", "max_length": 99}}
@@ -647,8 +615,7 @@ def test_saved_truncation_or_padding_changes_nothing(inputs, guard, items, tmp_p
     tk = gt.transformers.AutoTokenizer.from_pretrained(other)
     tk("a row of some length", **SAVED[how])
     tk.save_pretrained(other)
-    saved = json.loads((other / "tokenizer.json").read_text())
-    assert saved["truncation" if how == "cut" else "padding"]
+    assert json.loads((other / "tokenizer.json").read_text())["truncation" if how == "cut" else "padding"]
     cats, topics = gt.policy(CATS, "defensive"), gt.read_jsonl(inputs / "rows/topic_train.jsonl", {})[:4]
     policy, made, out = tmp_path / "my.md", [], []
     policy.write_text("- Tea: brewing, buying, serving or pouring tea of any kind in any vessel\n")
@@ -664,7 +631,6 @@ def test_saved_truncation_or_padding_changes_nothing(inputs, guard, items, tmp_p
     assert made[:2] == made[2:] and out[0] == out[1] and out[0].count("\n") == 84
 
 def marked(path, data=None):
-    """the file, or this text, with a byte order mark."""
     path.write_bytes(BOM + (path.read_bytes() if data is None else data))
     return path
 
@@ -676,8 +642,8 @@ def test_a_byte_order_mark_is_no_text(done, inputs, guard, tmp_path, capsys, mon
     data = shutil.copytree(inputs / "rows", tmp_path / "rows")
     for path in data.iterdir():
         marked(path)
-    plain, got = (gt.load_sets(args(inputs, tmp_path, "--guards", "blend", "--test", d / "test.jsonl", "--data", d),
-                               CATS) for d in (inputs / "rows", data))
+    more = [["--guards", "blend", "--test", d / "test.jsonl", "--data", d] for d in (inputs / "rows", data)]
+    plain, got = (gt.load_sets(args(inputs, tmp_path, *m), CATS) for m in more)
     assert str(got) == str(plain).replace(str(inputs / "rows"), str(data))
     adapter = shutil.copytree(done / "adapter/defensive", tmp_path / "adapter")   # its config has the mapping
     rows = (inputs / "rows/test.jsonl").read_bytes()
@@ -689,13 +655,13 @@ def test_a_byte_order_mark_is_no_text(done, inputs, guard, tmp_path, capsys, mon
     assert out[:84] == out[84:] and json.loads(out[84])["id"] == "test-0"
     other = shutil.copytree(inputs / "nano", tmp_path / "nano")
     marked(other / "chat_template.jinja", nano.TEMPLATE.encode())
-    ids = [guard("--model", m, start=False).question(CATS) for m in (inputs / "nano", other)]
-    assert ids[0] == ids[1]
+    assert guard("--model", other, start=False).question(CATS) == guard(start=False).question(CATS)
     run = shutil.copytree(done, tmp_path / "guard_train/tiny-seed0")
     for name in ("config.json", "results.json", "samples.jsonl", "log.jsonl"):
         marked(run / name)
     assert main(["jury", *common(tmp_path, "--resume")]) == 0
     assert results(run)["guards"] == results(done)["guards"]
+    assert read_rows(run / "samples.jsonl") == read_rows(done / "samples.jsonl")
 
 BAD_ROWS = {"prompt_label": [None, "Unsafe"], "categories": [["P1", "Teapots"], "P1"], "prompt": [5],
             "response_label": ["fine"], "messages": [[], [{"role": "bot", "content": "a"}]]}
@@ -703,21 +669,20 @@ ROW, POLICY = '{"prompt": "a", "prompt_label": "safe"}\n', "- Tea: brewing\n"
 
 def test_wrong_input_is_one_line_that_says_where(done, inputs, tmp_path, capsys):
     bad, out = tmp_path / "bad.jsonl", tmp_path / "out"
-    for field, values in BAD_ROWS.items():
-        for value in values:
-            write_rows(bad, [row(0, "train"), row(1, "train") | {field: value}])
-            assert main(["train", *flags(inputs, out, "--data", bad)]) == 2
-            one_line(capsys, "bad.jsonl:2", f"'{field}'")
+    for field, value in ((field, value) for field, values in BAD_ROWS.items() for value in values):
+        write_rows(bad, [row(0, "train"), row(1, "train") | {field: value}])
+        assert main(["train", *flags(inputs, out, "--data", bad)]) == 2
+        one_line(capsys, "bad.jsonl:2", f"'{field}'")
     train, given = ["train", *flags(inputs, out, "--data")], flags(inputs, out, "--adapter", "none")
     classify, policy = ["classify", *given], ["policy", *given]
+    utf8, utf16 = [":2", "UTF-8"], [":1", "UTF-16"]
     for content, argv, words in (
-            (ROW.encode() + b'{"prompt": "\xff"}', classify, [":2", "UTF-8"]),
-            (ROW.encode() + b"\xff", train, [":2", "UTF-8"]), (ROW.encode("utf-16"), classify, [":1", "UTF-16"]),
-            (ROW.encode("utf-16-be"), train, [":1", "UTF-16"]), (POLICY.encode("utf-16"), policy, [":1", "UTF-16"]),
-            (POLICY.encode("utf-16-le"), ["train", *given, "--taxonomy"], [":1", "UTF-16"]),
+            (ROW.encode() + b'{"prompt": "\xff"}', classify, utf8), (ROW.encode() + b"\xff", train, utf8),
+            (ROW.encode("utf-16"), classify, utf16), (ROW.encode("utf-16-be"), train, utf16),
+            (POLICY.encode("utf-16"), policy, utf16), (b"- Tea: a\n- Kn\xffots: b\n", policy, utf8),
+            (POLICY.encode("utf-16-le"), ["train", *given, "--taxonomy"], utf16),
             (b"\n\n", classify, ["no rows"]), (BOM, classify, ["no rows"]), (BOM, train, ["no rows"]),
-            (b"- Tea: a\n- Kn\xffots: b\n", policy, [":2", "UTF-8"]), (b"prose\n", policy, [":1", "no category"]),
-            (b"- Tea: a\n- tea: b\n", policy, [":2", "already"]),
+            (b"prose\n", policy, [":1", "no category"]), (b"- Tea: a\n- tea: b\n", policy, [":2", "already"]),
             (b"- Tea: a\n- Knots: " + b"tying " * 4000, [*policy, bad], [":2", "context", "'Knots'"])):
         bad.write_bytes(content)
         assert main([*argv, bad if argv[-1] != bad else inputs / "rows/test.jsonl"]) == 2
