@@ -59,7 +59,7 @@ SOURCE = {
         {"prompt": TEXTS[2], "V": 1, "V2": 0, "H": None}, {"prompt": TEXTS[3]} | ZERO | {"H": 1, "H2": 1}])},
     "toxicchat": {"toxic-chat_annotation_test.csv": as_csv(
         TOXIC, [TEXTS[2], "Warm,\nthe pot.", True, 1, 1], [TEXTS[3], "", False, 0, 0],
-        [" ", "", True, 0, 0])}}
+        [TEXTS[4], "", True, 0, 0], [" ", "", True, 0, 0])}}
 
 
 def row(key, prompt, label, kind, response=None, judged=None, categories=(), caution=False, **more):
@@ -76,7 +76,8 @@ def topic(key, label, *turns):
 
 
 TOXIC_TEST = [row("toxicchat-test-1", TEXTS[2], "unsafe", "human", jailbreaking=1),
-              row("toxicchat-test-2", TEXTS[3], "safe", "auto", jailbreaking=0)]
+              row("toxicchat-test-2", TEXTS[3], "safe", "auto", jailbreaking=0),
+              row("toxicchat-test-3", TEXTS[4], "safe", "human", jailbreaking=0)]
 EXPECTED = {
     "aegis1": {"train.jsonl": [
         row("aegis1-train-1", TEXTS[0], "unsafe", "user_message", categories=["Violence", "Threat"],
@@ -110,13 +111,13 @@ EXPECTED = {
             known=["violence", "violence/graphic"]),
         row("openaimod-4", TEXTS[3], "unsafe", "known", categories=["hate", "hate/threatening"],
             known=ALL8)]},
-    "toxicchat": {"test.jsonl": TOXIC_TEST, "test_human.jsonl": TOXIC_TEST[:1]}}
+    "toxicchat": {"test.jsonl": TOXIC_TEST, "test_human.jsonl": TOXIC_TEST[::2]}}
 DROPPED = {"aegis1": {"train": {"no vote": 1}, "test": {}},
            "aegis2": {"train": {"redacted": 1, "empty": 1}, "test": {}},
            "canttalk": {"train": {"empty": 1, "bot turn not found": 1}}}
 PINS = {"aegis1": {"COUNTS": {"train": 4, "test": 1}}, "aegis2": {}, "canttalk": {"COUNTS": 2},
         "openaimod": {"COUNTS": {"safe": 2, "unsafe": 2}},
-        "toxicchat": {"COUNTS": {"test": 3}, "HUMAN_TEST": {"unsafe": 1}}}
+        "toxicchat": {"COUNTS": {"test": 4}, "HUMAN_TEST": {"unsafe": 1, "safe": 1}}}
 
 
 @pytest.mark.parametrize("name", SOURCE)
@@ -171,14 +172,15 @@ def test_a_bad_row_is_told_by_file_line_and_field(name, old, new, message, prepa
 
 VOTES = [["Violence", "Safe"], ["Needs Caution", "Safe", "Safe"], ["Needs Caution", "Needs Caution", "Safe"],
          ["Violence", "Needs Caution", "Safe"], ["Safe", "Safe", "Violence, Threat"], ["Needs Caution"],
-         ["Safe, Needs Caution", "Safe, Needs Caution", "Safe"], ["Safe", "Safe", "Safe"]]
+         ["Safe, Needs Caution", "Safe, Needs Caution", "Safe"], ["Safe", "Safe", "Safe"],
+         ["Violence, Needs Caution", "Safe"]]
 
 
 @pytest.mark.parametrize("flags, labels", [  # of VOTES: u unsafe, s safe, - left out
-    ("permissive majority unsafe", "ussssss" "s"), ("permissive majority drop", "-ssssss" "s"),
-    ("defensive majority unsafe", "usuusuu" "s"), ("drop majority unsafe", "ussus-s" "s"),
-    ("drop majority drop", "-ss-s-s" "s"), ("permissive any unsafe", "ussuuss" "s"),
-    ("defensive any unsafe", "uuuuuuu" "s"), ("defensive safety-eval unsafe", "usuusuu" "s")])
+    ("permissive majority unsafe", "usssssssu"), ("permissive majority drop", "-sssssss-"),
+    ("defensive majority unsafe", "usuusuusu"), ("drop majority unsafe", "ussus-ssu"),
+    ("drop majority drop", "-ss-s-ss-"), ("permissive any unsafe", "ussuusssu"),
+    ("defensive any unsafe", "uuuuuuusu"), ("defensive safety-eval unsafe", "usuusuusu")])
 def test_the_label_of_aegis1_is_a_choice(flags, labels, prepare, tmp_path):
     src = put(tmp_path, {"train.jsonl": lines(votes(f"Knot {i}.", "m", *v) for i, v in enumerate(VOTES))})
     mapping, rule, tie = flags.split()
@@ -186,7 +188,7 @@ def test_the_label_of_aegis1_is_a_choice(flags, labels, prepare, tmp_path):
     code, printed, _ = prepare("aegis1", "--src", src, "--out", tmp_path / "out", "--any-version", *choice)
     assert code == 0 and f"mapping {mapping}, rule {rule}, tie {tie}" in printed
     found = {r["id"]: r["prompt_label"][0] for r in jsonl(tmp_path / "out" / "train.jsonl")}
-    assert "".join(found.get(f"aegis1-train-{i}", "-") for i in range(1, 9)) == labels
+    assert "".join(found.get(f"aegis1-train-{i}", "-") for i in range(1, 10)) == labels
     if rule == "safety-eval":  # needs caution is not Safe in that harness
         assert prepare("aegis1", "--src", src, "--out", tmp_path / "no", "--rule", rule)[0] == 2
 
