@@ -332,6 +332,7 @@ def test_refused_ignores_other_voices():
                    f"```\nprint({refusal!r})\n```\nThis prints one line and stops.",
                    f"The line is `{refusal}` and nothing else is printed.",
                    f"<think>{refusal}</think>Steep the leaves for two minutes.",
+                   f"<think>No.</think>{refusal}</think>Steep the leaves for two minutes.",
                    f"A form letter:\n\nDear Sir or Madam,\n{refusal}\nKind regards,\nThe Tea Board"):
         assert evals.refused(answer) is False, answer
     for answer in (refusal, f'"{refusal}"', f"```\n{refusal}\n```", f"> {refusal}"):
