@@ -15,7 +15,7 @@ WORDS = ["brew a pot of tea", "tie a bowline knot", "fly a kite", "do a card tri
          "feed the pigeons"]
 PLAIN = ["bake bread", "learn chess", "fix a bike", "write a poem", "grow roses", "read a map"]
 CATS = gt.taxonomy("proxy")
-BOM = b"\xef\xbb\xbf"
+BOM, MODEL, ROWS = b"\xef\xbb\xbf", "data/smollm2/model", "data/proxyguard"   # places of the miniature
 
 def row(n, split):
     """guard rows of every kind; P5 and P6 only in the test."""
@@ -54,8 +54,9 @@ def inputs(tmp_path_factory):
     words = " safe safe safe unsafe unsafe unsafe on-topic off-topic User Safety Response Safety Categories"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nano, "TEXT", nano.TEXT + [words] * 40)
-        nano.build(folder / "nano", max_position_embeddings=4096)
-    data = folder / "rows"
+        nano.build(folder / MODEL, max_position_embeddings=4096)
+    (folder / MODEL / "meta.json").touch()
+    data = folder / ROWS
     data.mkdir()
     for name, n in (("train", 56), ("validation", 28), ("test", 84), ("stream", 42)):
         write_rows(data / f"{name}.jsonl", [row(i, name) for i in range(n)])
@@ -67,7 +68,7 @@ def common(out, *more):
                              "--batch", 16, "--rounds", 120, "--generate", 6, "--lr", 0.01, *more)]
 
 def flags(inputs, out, *more):
-    return ["--model", str(inputs / "nano"), "--data", str(inputs / "rows"), *common(out, *more)]
+    return ["--model", str(inputs / MODEL), "--data", str(inputs / ROWS), *common(out, *more)]
 
 def args(inputs, out, *more):
     return gt.parse_args(flags(inputs, out, *more))
@@ -87,7 +88,7 @@ def guard(inputs, tmp_path):
 
 @pytest.fixture(scope="session")
 def items(inputs):
-    return gt.read_items(inputs / "rows/test.jsonl", CATS)
+    return gt.read_items(inputs / ROWS / "test.jsonl", CATS)
 
 @pytest.fixture(autouse=True, scope="session")
 def few_draws():
@@ -123,8 +124,7 @@ def done(inputs, tmp_path_factory):
     """the miniature with the nano model: five guards, two seeds -> folder of seed 0."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        mine = {"model": str(inputs / "nano"), "data": str(inputs / "rows")}
-        patch.setitem(gt.SIZES, "tiny", gt.SIZES["tiny"] | mine)
+        patch.setattr(gt, "ROOT", inputs)
         assert main(common(out, "--seeds", 2)) == 0
         yield out / "guard_train/tiny-seed0"
 
@@ -174,7 +174,7 @@ def test_a_guard_reads_from_its_folder_as_peft_does(done, inputs, guard):
     g = guard(start=False)
     g.load(done / "adapter/permissive")
     ids = torch.tensor([g.ids("How do I brew a pot of tea?")])
-    base = gt.transformers.AutoModelForCausalLM.from_pretrained(inputs / "nano", dtype=torch.float32)
+    base = gt.transformers.AutoModelForCausalLM.from_pretrained(inputs / MODEL, dtype=torch.float32)
     with torch.no_grad():
         ours = g.lm(input_ids=ids, use_cache=False, shared=gt.Shared()).logits
         assert not torch.allclose(base(ids).logits, ours, atol=1e-4)
@@ -182,7 +182,7 @@ def test_a_guard_reads_from_its_folder_as_peft_does(done, inputs, guard):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 def test_classify_streams_in_order_with_constant_windows(done, inputs, tmp_path, capsys, monkeypatch):
-    seen, score, file = [], gt.Guard.score, inputs / "rows/test.jsonl"
+    seen, score, file = [], gt.Guard.score, inputs / ROWS / "test.jsonl"
 
     def counted(g, cats, turns, *rest):
         seen.append(len(turns))
@@ -419,7 +419,7 @@ def test_a_saved_ensemble_goes_on_exactly(kind):
     assert one.state() == two.state() and one.weights().tolist() == two.weights().tolist()
 
 def test_prefix_sharing_and_micro_batches_do_not_change_the_step(guard, inputs, items, tmp_path):
-    topics = gt.read_jsonl(inputs / "rows/topic_train.jsonl", {})[:4]   # format C, each with its own policy
+    topics = gt.read_jsonl(inputs / ROWS / "topic_train.jsonl", {})[:4]   # format C, each with its own policy
     g, rows = guard(), items[:12] + topics
     want = step(g, rows, args(inputs, tmp_path))
     for more in (["--no-share"], ["--micro-tokens", 1], ["--micro-tokens", 300]):
@@ -556,7 +556,7 @@ def test_labels_follow_mapping_and_policy():
     assert gt.labels(caution, "defensive", CATS) == (True, None, CATS[6:])
 
 def test_topic_rows_are_judged_by_policies_that_forbid_their_topic_and_others(inputs, tmp_path):
-    file = inputs / "rows/topic_train.jsonl"
+    file = inputs / ROWS / "topic_train.jsonl"
     rows, pool = gt.read_topics(file, CATS)
     assert len(pool) == 3 and len(rows) == 3 + 12 and not {c.id for c in pool} & {c.id for c in CATS}
     assert gt.read_topics(file, CATS, "system") == (gt.read_jsonl(file, {}), [])
@@ -611,22 +611,22 @@ SAVED = {"cut": {"truncation": True, "max_length": 12}, "filled": {"padding": "m
 @pytest.mark.parametrize("how", SAVED)
 def test_saved_truncation_or_padding_changes_nothing(inputs, guard, items, tmp_path, capsys, how):
     """policies, rows, targets, topic rows and verdicts: in training, in scoring and in classify."""
-    other = shutil.copytree(inputs / "nano", tmp_path / "nano")
+    other = shutil.copytree(inputs / MODEL, tmp_path / "nano")
     tk = gt.transformers.AutoTokenizer.from_pretrained(other)
     tk("a row of some length", **SAVED[how])
     tk.save_pretrained(other)
     assert json.loads((other / "tokenizer.json").read_text())["truncation" if how == "cut" else "padding"]
-    cats, topics = gt.policy(CATS, "defensive"), gt.read_jsonl(inputs / "rows/topic_train.jsonl", {})[:4]
+    cats, topics = gt.policy(CATS, "defensive"), gt.read_jsonl(inputs / ROWS / "topic_train.jsonl", {})[:4]
     policy, made, out = tmp_path / "my.md", [], []
     policy.write_text("- Tea: brewing, buying, serving or pouring tea of any kind in any vessel\n")
-    for model in (inputs / "nano", other):
+    for model in (inputs / MODEL, other):
         for fmt, frame in (("json", "short"), ("text", "paper")):
             g = guard("--model", model, "--format", fmt, "--frame", frame)
             head, tail = g.question(cats)
             docs = [gt.guard_doc(g, i, cats, "defensive", head, tail) for i in items]
             made.append((head, docs, [gt.topic_doc(g, t) for t in topics]))
         argv = flags(inputs, tmp_path, "--model", model, "--adapter", "none", "--explain", "--threshold", 0)
-        assert main(["policy", *argv, policy, inputs / "rows/test.jsonl"]) == 0
+        assert main(["policy", *argv, policy, inputs / ROWS / "test.jsonl"]) == 0
         out.append(capsys.readouterr().out)
     assert made[:2] == made[2:] and out[0] == out[1] and out[0].count("\n") == 84
 
@@ -639,21 +639,21 @@ def test_a_byte_order_mark_is_no_text(done, inputs, guard, tmp_path, capsys, mon
     for text in (b"- Tea: brewing\n- Knots: tying\n", b"## S1: Tea\nbrewing\n\n## Knots\ntying\n",
                  b"- Tea: brewing\n" + BOM + b"- Knots: tying\n"):   # the last: two files put together
         assert [c.name for c in gt.taxonomy(str(marked(policy, text)))] == ["Tea", "Knots"]
-    data = shutil.copytree(inputs / "rows", tmp_path / "rows")
+    data = shutil.copytree(inputs / ROWS, tmp_path / ROWS)
     for path in data.iterdir():
         marked(path)
-    more = [["--guards", "blend", "--test", d / "test.jsonl", "--data", d] for d in (inputs / "rows", data)]
+    more = [["--guards", "blend", "--test", d / "test.jsonl", "--data", d] for d in (inputs / ROWS, data)]
     plain, got = (gt.load_sets(args(inputs, tmp_path, *m), CATS) for m in more)
-    assert str(got) == str(plain).replace(str(inputs / "rows"), str(data))
+    assert str(got) == str(plain).replace(str(inputs / ROWS), str(data))
     adapter = shutil.copytree(done / "adapter/defensive", tmp_path / "adapter")   # its config has the mapping
-    rows = (inputs / "rows/test.jsonl").read_bytes()
+    rows = (inputs / ROWS / "test.jsonl").read_bytes()
     for text in (rows, BOM + rows):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
         assert main(["classify", *flags(inputs, tmp_path, "--adapter", adapter), "-"]) == 0
         marked(adapter / "adapter_config.json")
     out = capsys.readouterr().out.splitlines()
     assert out[:84] == out[84:] and json.loads(out[84])["id"] == "test-0"
-    other = shutil.copytree(inputs / "nano", tmp_path / "nano")
+    other = shutil.copytree(inputs / MODEL, tmp_path / "nano")
     marked(other / "chat_template.jinja", nano.TEMPLATE.encode())
     assert guard("--model", other, start=False).question(CATS) == guard(start=False).question(CATS)
     run = shutil.copytree(done, tmp_path / "guard_train/tiny-seed0")
@@ -685,7 +685,7 @@ def test_wrong_input_is_one_line_that_says_where(done, inputs, tmp_path, capsys)
             (b"prose\n", policy, [":1", "no category"]), (b"- Tea: a\n- tea: b\n", policy, [":2", "already"]),
             (b"- Tea: a\n- Knots: " + b"tying " * 4000, [*policy, bad], [":2", "context", "'Knots'"])):
         bad.write_bytes(content)
-        assert main([*argv, bad if argv[-1] != bad else inputs / "rows/test.jsonl"]) == 2
+        assert main([*argv, bad if argv[-1] != bad else inputs / ROWS / "test.jsonl"]) == 2
         one_line(capsys, "bad.jsonl", *words)
     nano.build(tmp_path / "plain")
     for flag, value in (("--lrr", "1"), ("--rank", "0"), ("--run", "a/b"), ("--model", "no/such/model"),
@@ -695,6 +695,6 @@ def test_wrong_input_is_one_line_that_says_where(done, inputs, tmp_path, capsys)
         one_line(capsys, value if flag in ("--model", "--data", "--taxonomy", "--novel") else flag)
     damaged = shutil.copytree(done / "adapter/small", tmp_path / "damaged")
     (damaged / "adapter_model.safetensors").write_bytes(b"12345678")
-    assert main(["classify", *flags(inputs, out, "--adapter", damaged), inputs / "rows/test.jsonl"]) == 2
+    assert main(["classify", *flags(inputs, out, "--adapter", damaged), inputs / ROWS / "test.jsonl"]) == 2
     one_line(capsys, "adapter_model.safetensors")
     assert main(["eval", *flags(inputs, out)]) == 2 and not out.exists()
