@@ -20,8 +20,8 @@ a guard also enforces categories that it first sees at inference. This file meas
 The miniature takes 9 minutes and 3.5 GB (one seed) on two cores of an AMD EPYC (Zen 4, bf16).
 Stages: jury, train, eval, novel, adapt; a first word picks one (each needs the files of those before it), all by default.
 Row: {"prompt", "messages" (else it is prompt and response), "response", "prompt_label", "response_label", "categories", "needs_caution",
-"subject": the topic that a safe row is about, if it is one of the topic-following rows' (else the guard `blend`
-hears two things of one request), "unlisted": categories of Aegis 1 that its policies do not list}.
+"subject": the topic that a safe row is about, if it is one of the topic-following rows' (else the guard
+`blend` hears two things of one request), "unlisted": categories of Aegis 1 that its policies do not list}.
 """
 import argparse, contextlib, ctypes, difflib, hashlib, importlib.metadata, json, math, os
 import platform, re, resource, shutil, signal, subprocess, sys, time
