@@ -325,6 +325,26 @@ def wilson(k, n, z=1.959963984540054):
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
+def rate(flags, direction):
+    """N verdicts of true, false or None (unscored) -> {value, ci95, n, n_unscored, direction}; Wilson's interval.
+
+    None is counted and never folded into a class. ValueError when nothing could be scored.
+    """
+    scored = [f for f in flags if f is not None]
+    if not scored:
+        raise ValueError(f"rate: none of {len(flags)} items could be scored")
+    return {"value": sum(scored) / len(scored), "ci95": list(wilson(sum(scored), len(scored))), "n": len(scored),
+            "n_unscored": len(flags) - len(scored), "direction": direction}
+
+
+def show(metric):
+    """{value, ci95} as text: a share in percent, a value above 1 (perplexity) as it is."""
+    lo, hi = metric["ci95"]
+    if metric["value"] > 1:
+        return f"{metric['value']:.2f} [{lo:.2f}, {hi:.2f}]"
+    return f"{metric['value']:.1%} [{lo:.1%}, {hi:.1%}]"
+
+
 def _pairs(name, before, after, labels=False):  # labels: the first is (N,) of 0/1
     """Two equally shaped, non-empty, finite float arrays, or a ValueError. An unscored None becomes nan and is refused."""
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
