@@ -1,9 +1,9 @@
-"""builds a two-layer, 64-wide Llama with its own tokenizer: the file layout of a real chat model, in a second.
+"""builds a two-layer, 64-wide Llama with its own tokenizer: files as of a real chat model, in a second.
 
-    python tests/nano.py FOLDER [--shards 2] [--untied] [--seed 0]
+    python tests/nano.py FOLDER
 """
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -74,10 +74,4 @@ def build(folder, seed=0, shards=1, tied=True, **changes):
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser()
-    p.add_argument("folder")
-    p.add_argument("--shards", type=int, default=1)
-    p.add_argument("--untied", action="store_true")
-    p.add_argument("--seed", type=int, default=0)
-    a = p.parse_args()
-    print(build(a.folder, a.seed, a.shards, not a.untied))
+    print(build(sys.argv[1]))
