@@ -99,6 +99,10 @@ def same(g, h, tol):
     assert not bad, bad
 
 
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def stops(call, *args, **kw):
     """the call ends the program with exit status 2."""
     with pytest.raises(SystemExit) as e:
@@ -271,3 +275,360 @@ def test_triton_kernel_compiles(arch, out):
     moves = [line for line in made.asm["ttir"].splitlines() if "tt.addptr" in line]
     wide = [line for line in moves if line.rstrip().partition(" loc(")[0].endswith("xi64>")]
     assert len(moves) - len(wide) == 3  # into the two tables only: nf4 twice, dynamic
+
+
+# ---- each family: a small random model, saved and loaded as a user's ----------------------------------------------
+BASE = dict(vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+LLAMA3 = dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=64)  # all three bands of frequencies at width 16
+FAMILIES = {
+    "llama": transformers.LlamaConfig(**BASE),
+    "llama3": transformers.LlamaConfig(**BASE, rope_parameters=LLAMA3),
+    "smollm2": transformers.LlamaConfig(**BASE, tie_word_embeddings=True),
+    "mistral": transformers.MistralConfig(**BASE, sliding_window=8),  # smaller than a row
+    "qwen2": transformers.Qwen2Config(**BASE),
+    "qwen3": transformers.Qwen3Config(**BASE, head_dim=32),
+    "gemma2": transformers.Gemma2Config(**BASE, head_dim=32, sliding_window=8),
+    "gemma3": transformers.Gemma3TextConfig(**BASE, head_dim=32, sliding_window=8),
+    "phi3": transformers.Phi3Config(**BASE),
+    "olmo2": transformers.Olmo2Config(**BASE)}
+OWN_ATTENTION = {"mistral", "gemma2", "gemma3"}  # windows, softcap: transformers' own stays
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """-> a function from name to folder; every weight and bias is random, norms and zero biases too."""
+    root = tmp_path_factory.mktemp("families")
+
+    def make(name):
+        if not (root / name).exists():
+            nano.build(root / name)  # for its tokenizer
+            torch.manual_seed(0)
+            made = AutoModelForCausalLM.from_config(FAMILIES[name])
+            for p in made.parameters():
+                p.data.add_(torch.randn_like(p) * 0.1)
+            made.save_pretrained(root / name)
+        return root / name
+    return make
+
+
+@pytest.mark.parametrize("dtype", lu.DTYPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_transformers_own(families, name, dtype):
+    ids = torch.tensor(tokens(33, 33))
+    for bits in (16, 4):
+        model = load(families(name), bits, lu.DTYPES[dtype])
+        ref = reference(families(name), model)
+        assert torch.equal(model(ids).logits, ref(ids).logits)
+        assert model.packs == (name not in OWN_ATTENTION) and {lin.bits for _, lin in lu.linears(model)} == {bits}
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_equals_peft_on_separate_documents(families, name, bits):
+    """packed, fused, checkpointed, chunked and 4 bits against plain autograd that knows nothing of packing."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model, docs = adapted(load(families(name), bits)), documents(33, 5, 12)
+    lu.checkpoint_blocks(model, 1)
+    loss, grads = step(model, docs)
+    names = sorted({key.split(".")[-3] for key in lu.adapter(model)})
+    config = peft.LoraConfig(r=4, lora_alpha=12, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
+    ref = peft.get_peft_model(reference(families(name), model), config)
+    own = {key.replace(".default.", "."): p for key, p in ref.named_parameters() if p.requires_grad}
+    for key, p in lu.adapter(model).items():
+        own[key].data.copy_(p.data)
+    want = 0.0
+    for d in docs:
+        z = ref(torch.tensor([d.ids])).logits[0, :-1]
+        want += (F.cross_entropy(z, torch.tensor(d.ids[1:]), reduction="none") * torch.tensor(d.weights[1:])).sum()
+    want = want / sum(sum(d.weights[1:]) for d in docs)
+    want.backward()
+    assert loss == pytest.approx(want.item(), rel=1e-5)
+    same(grads, {key: p.grad for key, p in own.items()}, 2e-5)
+    assert all(g.dtype == torch.float32 for g in grads.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation_and_scores_are_transformers_own(families, name):
+    """prompts of several lengths in one batch, longer than the window; fp32, where no tie is broken by rounding."""
+    model, prompts = load(families(name)), tokens(17, 5, 30)
+    ref = reference(families(name), model)
+    got = lu.generate(model, prompts, 8, [2])
+    for p, new in zip(prompts, got):
+        ids = torch.tensor([p])
+        want = ref.generate(ids, attention_mask=ids > 0, max_new_tokens=8, do_sample=False, eos_token_id=2)
+        assert new == [[t for t in want[0, len(p):].tolist() if t != 2]]
+    rest = [[7, 8, 9], [5], [6] * 12]
+    for p, logp in zip(prompts, lu.score(model, [(p, rest) for p in prompts])):
+        assert np.allclose(logp, [logprob(ref, p, c) for c in rest], atol=1e-4)
+
+
+def test_known_classes_are_fused_and_others_stay(families):
+    """Phi-3 has one gate_up_proj: its MLP is not the known one. Where norms follow the MLP its product is read again."""
+    for name in FAMILIES:
+        model = load(families(name))
+        fused = {"forward" in vars(block.mlp) for block in model.model.layers}
+        ends = {lin.ends_block for n, lin in lu.linears(model) if n.endswith("down_proj")}
+        assert fused == {name != "phi3"} and ends == {name not in ("phi3", "gemma2", "gemma3", "olmo2")}, name
+
+
+def test_a_window_that_no_row_reaches_is_packed(families, tmp_path):
+    folder = shutil.copytree(families("mistral"), tmp_path / "mistral")
+    edit(folder / "config.json", sliding_window=32)
+    model, ids = load(folder, longest=32), tokens(32, 3, 17)
+    assert model.packs and not load(folder, longest=33).packs
+    for x, z in zip(ids, packed_logits(model, *ids)):
+        assert near(z, reference(folder, model)(torch.tensor([x])).logits[0], 1e-5)
+    with pytest.raises(NotImplementedError):
+        packed_logits(model, *tokens(40))
+
+
+# ---- the hand-written backward passes -----------------------------------------------------------------------------
+@pytest.fixture
+def double(monkeypatch):
+    """the Functions say .float(), in which finite differences drown: here it means fp64, and gradcheck sees formulas."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self.to(torch.float64))
+
+
+def leaf(*shape, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=gen).requires_grad_()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradcheck_lora(double, bias):
+    lin = lu.LoRALinear(torch.nn.Linear(6, 5, bias=bias, dtype=torch.float64).requires_grad_(False), 16)
+    lin.s = 1.7
+    x, A, B = leaf(4, 6), leaf(3, 6, seed=1), leaf(5, 3, seed=2)
+
+    def f(x, A, B):
+        return lu.LoRAFunction.apply(x, lin, A, B)
+
+    assert gradcheck(f, (x, A, B)) and gradcheck(lambda x: f(x, None, None), x)
+    assert torch.allclose(f(x, A, B), F.linear(x, lin.weight + 1.7 * B @ A, lin.bias))
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("chunk", [512, 3, 1])
+def test_gradcheck_chunked_cross_entropy(double, cap, chunk):
+    head, targets = leaf(9, 4, seed=1).detach(), torch.tensor([0, 8, 3, 3, 5, 1, 2])
+    weights = torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0, 1.0, 1.0], dtype=torch.float64)
+
+    def f(h):
+        return lu.ChunkedCrossEntropy.apply(h, head, cap, targets, weights, chunk)
+
+    h = leaf(7, 4)
+    z = h @ head.T if cap is None else cap * torch.tanh(h @ head.T / cap)
+    assert gradcheck(f, h) and torch.isclose(f(h), (F.cross_entropy(z, targets, reduction="none") * weights).sum())
+    gradient, = torch.autograd.grad(f(h), h)
+    assert torch.allclose(torch.autograd.grad(3 * f(h), h)[0], 3 * gradient)  # the outer gradient counts
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_cross_entropy_in_fp32_and_bf16(cap):
+    """what ships: logits of a hundred do not overflow, and bf16 hidden states lose what bf16 loses."""
+    gen = torch.Generator().manual_seed(0)
+    h, head = torch.randn(70, 64, generator=gen) * 4, torch.randn(384, 64, generator=gen)
+    t, w = torch.randint(0, 384, (70,), generator=gen), torch.rand(70, generator=gen)
+    out = []
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        x = h.clone().to(dtype).requires_grad_()
+        if dtype == torch.float64:
+            z = x @ head.double().T
+            z = z if cap is None else cap * torch.tanh(z / cap)
+            loss = (F.cross_entropy(z, t, reduction="none") * w).sum()
+        else:
+            loss = lu.ChunkedCrossEntropy.apply(x, head.to(dtype), cap, t, w, 32)
+        loss.backward()
+        out.append((loss.item(), x.grad.float()))
+    assert out[1][0] == pytest.approx(out[0][0], rel=1e-6) and near(out[1][1], out[0][1], 1e-5)
+    assert out[2][0] == pytest.approx(out[0][0], rel=2e-2) and (out[2][1] - out[0][1]).norm() < 0.1 * out[0][1].norm()
+
+
+def packed_qkv(lengths, dtype, seed=0):
+    gen, S = torch.Generator().manual_seed(seed), sum(lengths)
+    q, k, v = (torch.randn(1, heads, S, 16, generator=gen).to(dtype).requires_grad_() for heads in (6, 2, 2))
+    return lu.pack([lu.Doc([1] * n, [1.0] * n, "") for n in lengths], "cpu"), q, k, v
+
+
+def test_gradcheck_packed_attention():
+    """documents of 3, 2 and 1 tokens; grouped heads; each alone gives the same rows."""
+    p, q, k, v = packed_qkv((3, 2, 1), torch.float64)
+    q, k, v = (t[..., :2].detach().clone().requires_grad_() for t in (q, k, v))
+
+    def attend(p, q, k, v):
+        return lu.packed_attention(None, q, k, v, None, scaling=0.6, packed=p)[0]
+
+    assert gradcheck(lambda *qkv: attend(p, *qkv), (q, k, v))
+    whole = attend(p, q, k, v)  # (1, S, H, hd)
+    for i, j in ((0, 3), (3, 5), (5, 6)):
+        alone = lu.pack([lu.Doc([1] * (j - i), [1.0] * (j - i), "")], "cpu")
+        part = attend(alone, *(t[:, :, i:j] for t in (q, k, v)))
+        assert torch.allclose(part, whole[:, i:j])
+    s = q[0, :, :3] @ k[0, :, :3].repeat_interleave(3, 0).mT * 0.6 + torch.full((3, 3), -torch.inf).triu(1)  # textbook
+    plain = s.softmax(-1) @ v[0, :, :3].repeat_interleave(3, 0)
+    assert torch.allclose(plain.transpose(0, 1), whole[0, :3])
+
+
+@pytest.mark.parametrize("lengths", [(60, 35, 64), (7,), (300, 20)])
+def test_attention_in_bf16_equals_fp32(lengths):
+    """short rows have lines of their own on a CPU, long ones torch's kernel."""
+    out = []
+    for dtype in (torch.float32, torch.bfloat16):
+        p, *qkv = packed_qkv(lengths, torch.bfloat16)
+        q, k, v = (t.detach().to(dtype).requires_grad_() for t in qkv)
+        o, _ = lu.packed_attention(None, q, k, v, None, scaling=0.25, packed=p)
+        o.backward(torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(dtype))
+        out.append([o.detach(), q.grad, k.grad, v.grad])
+    for exact, rounded in zip(*out):
+        assert (exact - rounded.float()).norm() < 0.01 * exact.norm()
+
+
+def test_attention_refuses_what_it_does_not_compute():
+    p, q, k, v = packed_qkv((40,), torch.float32)
+    for more in (dict(sliding_window=8), dict(softcap=50.0), dict(s_aux=torch.zeros(6))):
+        with pytest.raises(NotImplementedError):
+            lu.packed_attention(None, q, k, v, None, scaling=0.25, packed=p, **more)
+    o, _ = lu.packed_attention(None, q, k, v, None, scaling=0.25, packed=p, sliding_window=64, softcap=None)
+    assert o.shape == (1, 40, 6, 16)
+
+
+# ---- invariances of a step ----------------------------------------------------------------------------------------
+def test_a_new_adapter_changes_nothing_and_has_gradient_only_in_B(model):
+    ids = tokens(20, 9)
+    before = packed_logits(model, *ids)
+    lu.add_lora(model, 4, 12, 0)
+    assert all(map(torch.equal, before, packed_logits(model, *ids)))
+    _, grads = step(model, documents(20, 9))
+    assert all(not g.any() if "lora_A" in key else g.any() for key, g in grads.items())
+    for _, lin in lu.linears(model):  # peft's start: kaiming with a = sqrt 5 is uniform within 1 / sqrt(d_in)
+        assert 0.9 * lin.d_in ** -0.5 < lin.A.abs().max() <= lin.d_in ** -0.5 and lin.s == 3.0
+    first = {key: p.clone() for key, p in lu.adapter(model).items()}
+    lu.add_lora(model, 4, 12, 0)
+    assert all(torch.equal(p, first[key]) for key, p in lu.adapter(model).items())
+    lu.add_lora(model, 4, 12, 1)
+    assert not any(torch.equal(p, first[key]) for key, p in lu.adapter(model).items() if "lora_A" in key)
+
+
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "down_proj"])
+def test_named_layers_get_adapters(model, targets):
+    lu.add_lora(model, 4, 12, 0, targets)
+    assert {key.split(".")[-3] for key in lu.adapter(model)} == set(targets.split(","))
+    step(model, documents(20, 9))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_the_split_into_micro_batches_does_not_matter(folder, kept):
+    model, docs = adapted(load(folder)), documents(31, 12, 50, 5, 8)
+    lu.checkpoint_blocks(model, kept)
+    whole, parts = step(model, docs), step(model, docs, budget=50)
+    assert len(lu.micro_batches(docs, 50)) >= 3
+    assert parts[0] == pytest.approx(whole[0], rel=1e-6)
+    same(parts[1], whole[1], 1e-5)
+    assert step(model, docs[::-1])[0] == pytest.approx(whole[0], rel=1e-6)
+
+
+def test_packing_equals_single_documents(folder):
+    model, docs = adapted(load(folder)), documents(31, 12, 50, 1, 5)
+    docs[2] = docs[2]._replace(weights=[0.5 * w for w in docs[2].weights])  # weights, not only masks
+    docs[0] = docs[0]._replace(weights=[1.0] * 31)  # a first token is never predicted
+    packed, alone = step(model, docs), step(model, docs, budget=1)
+    assert packed[0] == pytest.approx(alone[0], rel=1e-6)
+    same(packed[1], alone[1], 1e-5)
+
+
+def test_documents_do_not_see_each_other(folder):
+    model = adapted(load(folder))
+    (a, b, c), (other,) = tokens(20, 35, 11), tokens(35, seed=9)
+    one, two = packed_logits(model, a, b, c), packed_logits(model, a, other, c)
+    assert torch.equal(one[0], two[0]) and torch.equal(one[2], two[2]) and not near(one[1], two[1], 0.1)
+    late = packed_logits(model, a, b[:30] + other[30:], c)  # and no token sees a later one
+    assert torch.equal(one[1][:30], late[1][:30]) and not torch.equal(one[1][30:], late[1][30:])
+    assert near(packed_logits(model, c, b)[0], one[2], 1e-5)  # place and neighbours do not matter
+    assert near(*packed_logits(model, b, b), 1e-6)  # RoPE by the position in the document
+
+
+def test_pack_layout():
+    docs = [lu.Doc([5, 6, 7], [0.0, 1.0, 1.0], ""), lu.Doc([8], [1.0], ""), lu.Doc([9, 10], [1.0, 0.5], "")]
+    p = lu.pack(docs, "cpu")
+    assert p.ids.tolist() == [5, 6, 7, 8, 9, 10] and p.pos.tolist() == [0, 1, 2, 0, 0, 1]
+    assert p.cu.tolist() == [0, 3, 4, 6] and p.cu.dtype == torch.int32 and p.slots.tolist() == [0, 1, 2, 32, 64, 65]
+    assert p.weights.tolist() == [1, 1, 0, 0, 0.5, 0]  # nothing is predicted across a boundary, nor at the end
+    assert [t for t, w in zip(p.targets.tolist(), p.weights) if w] == [6, 7, 10]
+
+
+def test_micro_batches_keep_every_document_and_the_budget():
+    docs = documents(50, 3, 20, 20, 9, 50, 31, 1)
+    groups = lu.micro_batches(docs, 50)
+    assert sorted(d.at for group in groups for d in group) == sorted(d.at for d in docs)
+    assert all(sum(len(d.ids) for d in group) <= 50 for group in groups)
+    assert len(groups[0][0].ids) == 50  # the longest first: memory peaks at once
+    assert len(lu.micro_batches(docs, 10)) == len(docs) - 1  # what is over the budget stands alone
+
+
+@pytest.mark.parametrize("bits, targets", [(16, "all"), (4, "all"), (16, "q_proj"), (16, "down_proj")])
+def test_checkpointing_changes_no_bit_and_skips_the_last_linear(folder, monkeypatch, bits, targets):
+    model, docs, made = adapted(load(folder, bits), targets), documents(31, 12, 50, 5), []
+    dense = lu.LoRALinear.dense
+
+    def count(lin, dtype):
+        made.append(lin.ends_block)
+        return dense(lin, dtype)
+
+    def filler(t, *shape):  # what the skipped linear hands on must never be read
+        return torch.full(shape, torch.nan, dtype=t.dtype)
+
+    monkeypatch.setattr(lu.LoRALinear, "dense", count)
+    monkeypatch.setattr(torch.Tensor, "new_empty", filler)
+    results, passes = [], []
+    for kept in (2, 1, 0):
+        lu.checkpoint_blocks(model, kept)
+        made.clear()
+        results.append(step(model, docs))
+        passes.append((made.count(True), made.count(False)))
+    for loss, grads in results[1:]:
+        assert loss == results[0][0] and all(torch.equal(g, results[0][1][key]) for key, g in grads.items())
+    last, others = zip(*passes)
+    assert last[0] == last[1] == last[2] and others[2] - others[1] == others[1] - others[0] == 6
+
+
+def test_a_checkpointed_block_keeps_only_its_input(folder):
+    """between forward and backward nothing as large as (S, F) lives, saved by autograd or held by an object."""
+    model, docs = adapted(load(folder)), documents(61, 62, 63)
+    p, S, D, ff = lu.pack(docs, "cpu"), 186, 64, 192
+    frozen = {t.data_ptr() for t in model.parameters()}
+    kept = {}
+    for blocks in (2, 0):
+        lu.checkpoint_blocks(model, blocks)
+        saved = {}
+
+        def keep(t):
+            if t.data_ptr() not in frozen:
+                saved[t.data_ptr()] = t.numel()
+            return t
+
+        gc.collect()
+        known = {id(t) for t in gc.get_objects() if type(t) is torch.Tensor}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            loss = lu.answer_loss(model, p)
+        held = [t.numel() for t in gc.get_objects() if type(t) is torch.Tensor and id(t) not in known]
+        assert (max([*saved.values(), *held]) >= S * ff) == (blocks > 0)
+        kept[blocks] = sum(saved.values())
+        loss.backward()
+    plan = {blocks: lu.memory_plan(model, 4, S, blocks) for blocks in (2, 0)}
+    assert kept[0] <= S * D * (2 + 2) * 1.1 + 64 * S  # block inputs, the norm's input, dL/dh, small things
+    assert 0.7 < kept[2] * 4 / plan[2]["activations of 2 blocks"] < 1.4
+    assert 0.9 < kept[0] * 4 / plan[0]["inputs of checkpointed blocks"] < 2.3
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_pack_without_targets_gives_zero_not_nan(folder, kept):
+    model, silent = adapted(load(folder)), lu.Doc(tokens(9)[0], [0.0] * 9, "")
+    lu.checkpoint_blocks(model, kept)
+    loss = lu.answer_loss(model, lu.pack([silent], "cpu"))
+    loss.backward()
+    assert loss.item() == 0 and not any(p.grad.any() for p in lu.adapter(model).values())
+    want, got = step(model, documents(20, 7)), step(model, documents(20, 7) + [silent], budget=20)
+    assert got[0] == pytest.approx(want[0], rel=1e-6)
+    same(got[1], want[1], 1e-5)
