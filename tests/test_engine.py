@@ -632,3 +632,203 @@ def test_a_pack_without_targets_gives_zero_not_nan(folder, kept):
     want, got = step(model, documents(20, 7)), step(model, documents(20, 7) + [silent], budget=20)
     assert got[0] == pytest.approx(want[0], rel=1e-6)
     same(got[1], want[1], 1e-5)
+
+
+# ---- chat: ids are transformers' own, targets are the answers and their end token ---------------------------------
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<bos>", "<start_of_turn>", "<end_of_turn>",
+           "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<think>", "</think>"]
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system = messages[0]['content'] %}"
+    "{% else %}{% set loop_messages = messages %}{% set system = false %}{% endif %}{% for m in loop_messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m['content'] if loop.first and system else m['content'] %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}")
+LLAMA3 = (
+    "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{{ '<|start_header_id|>' + m['role'] + "
+    "'<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) "
+    "+ '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+QWEN3 = (
+    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}"
+    "{%- endif %}{%- endfor %}{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}{%- set content = m.content %}"
+    "{%- set thought = '' %}{%- if m.role == 'assistant' and '</think>' in content %}"
+    "{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{%- if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or thought) %}"
+    "{{- '<think>\n' + thought + '\n</think>\n\n' }}{%- endif %}{{- content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}")
+MISTRAL = (  # the system text stands in the last user turn
+    "{{ bos_token }}{% set users = messages | selectattr('role', 'equalto', 'user') | list %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' }}{% if m == users[-1] and messages[0].role == 'system' %}"
+    "{{ messages[0].content + '\n\n' }}{% endif %}{{ m.content + '[/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}")
+BARE = ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+
+
+def sentencepiece(scheme):
+    """a space before every stretch of text (Llama 2's normaliser), or before the first only (Metaspace)."""
+    tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tok.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if scheme == "prepend":
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    else:
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    words = [w for text in nano.TEXT for w in text.split()] + ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "\n"]
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    tok.train_from_iterator(words * 3, trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>", *bytes_],
+                                                           show_progress=False, min_frequency=1))
+    return tok
+
+
+def chat(template, bos=None, eos="<|im_end|>", made=None, ends=(), **more):
+    made = made or nano.build_tokenizer()
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tok = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos, eos_token=eos, chat_template=template, **more)
+    tok.ends = lu.end_tokens(tok, [SimpleNamespace(eos_token_id=tok.convert_tokens_to_ids(list(ends)))])
+    return tok
+
+
+def turns(*contents, system=None):
+    roles = [{"role": "system", "content": system}] if system else []
+    return {"messages": roles + [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]}
+
+
+def targets(tok, row):
+    """the trained stretches, decoded with their special tokens; ids must be what transformers makes of the row."""
+    doc, _ = lu.encode_chat(tok, row, "rows.jsonl:1")
+    messages, runs = lu.to_messages(row, ""), [""]
+    want = tok.apply_chat_template(messages, tokenize=True, return_dict=False, tools=row.get("tools"))
+    assert doc.ids[:len(want)] == want and len(doc.ids) - len(want) <= 1 and len(doc.ids) == len(doc.weights)
+    for i, (token, w) in enumerate(zip(doc.ids, doc.weights)):
+        if w and i and not doc.weights[i - 1]:
+            runs.append([])
+        if w:
+            runs[-1].append(token)
+    return [tok.decode(run) for run in runs[1:]]
+
+
+SURE, YES = "Sure! First, heat the water.", "Yes."
+CHATS = {
+    "chatml": (nano.TEMPLATE, {}, "<|im_end|>"),
+    "chatml by transformers' dialect": (nano.TEMPLATE.replace("{{'<|im", "{% generation %}{{'<|im").replace(
+        "{% endfor %}", "{% endgeneration %}{% if false %}{% break %}{% endif %}{% endfor %}"), {}, "<|im_end|>"),
+    "llama2": (LLAMA2, dict(bos="<s>", eos="</s>", made="prepend"), "</s>"),
+    "metaspace": (LLAMA2, dict(bos="<s>", eos="</s>", made="first"), "</s>"),
+    "llama3": (LLAMA3, dict(bos="<|begin_of_text|>", eos="<|endoftext|>", ends=["<|eot_id|>"]), "<|eot_id|>"),
+    "llama3, eos not the turn's": (LLAMA3, dict(bos="<|begin_of_text|>", eos="<|endoftext|>"), "<|eot_id|>"),
+    "gemma": (GEMMA, dict(bos="<bos>", eos="<|endoftext|>", ends=["<end_of_turn>"]), "<end_of_turn>"),
+    "mistral": (MISTRAL, dict(bos="<s>", eos="</s>"), "</s>"),
+    "qwen3": (QWEN3, {}, "<|im_end|>")}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_targets_are_the_answers_and_their_end_token(name):
+    template, more, end = CHATS[name]
+    tok = chat(template, **more | ({"made": sentencepiece(more["made"])} if "made" in more else {}))
+    thought = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
+    system = None if name == "gemma" else "Write a short poem about the sea."
+    for first, second in ((SURE, YES), ("Question: Answer:", "Question: Answer:"), ("Zo\u00eb \N{KITE} t\u00e9", YES)):
+        row = turns("How do I brew a pot of tea?", first, "And a kite line?", second, system=system)
+        got = targets(tok, row)
+        assert [x.replace(" </s>", "</s>").lstrip(" ") for x in got] == [first + end, thought + second + end]
+    assert targets(tok, turns("Tea?", SURE, "And?"))[-1].endswith(SURE + end) or name in ("llama2", "metaspace")
+    prompt = tok.apply_chat_template(turns("Tea?")["messages"], add_generation_prompt=True, return_dict=False)
+    doc, _ = lu.encode_chat(tok, turns("Tea?", SURE), "")  # what is trained follows exactly what is prompted
+    assert doc.ids[:len(prompt)] == prompt and not any(doc.weights[:len(prompt)])
+    assert tok.bos_token is None or prompt.count(tok.bos_token_id) == 1
+
+
+def test_earlier_thoughts_are_stripped_and_removed_answers_counted(capsys):
+    tok = chat(QWEN3)
+    row = turns("Tea?", f"<think>\nboil\n</think>\n\n{SURE}", "And?", f"<think>\nhm\n</think>\n\n{YES}")
+    assert targets(tok, row) == [f"{SURE}<|im_end|>", f"<think>\nhm\n</think>\n\n{YES}<|im_end|>"]
+    last = nano.TEMPLATE.replace("message['content']", "(message['content'] if loop.last else '...')")
+    rows = [(turns("Tea?", SURE, "And?", YES), "f:1"), (turns("Tea?", SURE), "f:2")]
+    assert lu.encode_chat(chat(last), *rows[0])[1] == 1 and targets(chat(last), rows[0][0]) == [f"{YES}<|im_end|>"]
+    lu.encode_rows(chat(last), rows, 200, 999)
+    assert "removes 1 " in capsys.readouterr().out
+
+
+def test_an_answer_that_repeats_the_question_is_found_in_its_own_place():
+    tok = chat(MISTRAL, bos="<s>", eos="</s>")
+    for system in ("Question: Answer:", "x" * 200):
+        row = turns("Yes.", "Yes.", "no", "no", system=system)
+        assert targets(tok, row) == [" Yes.</s>", " no</s>"]
+        doc, removed = lu.encode_chat(tok, row, "")
+        assert removed == 0 and doc.weights[-len(tok(" no</s>").input_ids):] == [1.0] * len(tok(" no</s>").input_ids)
+
+
+def test_a_template_without_end_token_still_teaches_to_stop():
+    got = targets(chat(BARE), turns("Tea?", SURE, "And?", YES))
+    assert got[-1] == f"{YES}\n<|im_end|>" or got[-1] == f"{YES}<|im_end|>"
+
+
+def test_weights_train_tools_and_parts():
+    tok = chat(nano.TEMPLATE.replace("{% for", "{{ tools | tojson if tools is not none else '' }}{% for", 1))
+    row = turns("Tea?", SURE, "And?", YES)
+    assert targets(tok, row | {"weight": 0}) == [] and targets(tok, row | {"tools": [{"name": "kite"}]})
+    for mute in ({"train": False}, {"weight": 0}):
+        row = turns("Tea?", SURE, "And?", YES)
+        row["messages"][1] |= mute
+        assert targets(tok, row) == [f"{YES}<|im_end|>"]
+    row = turns("Tea?", SURE, "And?", YES) | {"weight": 0.5}
+    row["messages"][3]["weight"] = 3
+    assert set(lu.encode_chat(tok, row, "")[0].weights) == {0, 0.5, 1.5}
+    part = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Te"}, {"type": "text", "text": "a?"}]},
+                         {"role": "assistant", "content": [{"type": "text", "text": SURE}]}]}
+    plain = lu.encode_chat(tok, turns("Tea?", SURE), "")[0]
+    same_rows = [part, {"conversations": [{"from": "human", "value": "Tea?"}, {"from": "gpt", "value": SURE}]},
+                 {"instruction": "Tea?", "input": "", "output": SURE}, {"prompt": "Tea?", "completion": SURE}]
+    assert all(lu.encode_chat(tok, r, "")[0] == plain for r in same_rows)
+    assert lu.encode_chat(tok, {"instruction": "Te", "input": "a?", "output": SURE}, "")[0].ids \
+        == lu.encode_chat(tok, turns("Te\n\na?", SURE), "")[0].ids
+
+
+def test_files_of_rows(tmp_path, capsys):
+    """JSONL, JSON array, a prompt a line; BOM, U+2028 inside a text, blank lines; a bad row says where it is."""
+    rows, file = [turns("Tea?", "one\u2028line"), turns("Tea?", SURE)], tmp_path / "rows.jsonl"
+    for bom in ("", "\ufeff"):
+        file.write_text(bom + "\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n", encoding="utf-8")
+        assert lu.read_rows(file) == [(rows[0], f"{file}:1"), (rows[1], f"{file}:3")]
+        file.write_text(bom + json.dumps(rows), encoding="utf-8")
+        assert [r for r, _ in lu.read_rows(file)] == rows
+    (tmp_path / "prompts.txt").write_text("Tea?\n\nKites?\n")
+    assert [r for r, _ in lu.read_rows(tmp_path / "prompts.txt")] == [{"prompt": "Tea?"}, {"prompt": "Kites?"}]
+    for text, at in (("{}\n{,", ":2"), ("[1]", "rows.jsonl"), ("", "rows.jsonl"), ("{}\n3", ":2")):
+        file.write_text(text)
+        stops(lu.read_rows, file)
+        assert at in capsys.readouterr().err
+    stops(lu.read_rows, tmp_path / "none.jsonl")
+    for messages in (["hello"], [{"role": "user", "content": 3}], [{"content": "x"}], [{"from": "gpt", "value": "x"}]):
+        stops(lu.encode_chat, chat(nano.TEMPLATE), {"messages": messages}, "rows.jsonl:7")
+        assert "rows.jsonl:7" in capsys.readouterr().err
+
+
+def test_what_templates_use(capsys):
+    """dates, documents, pad_token; and one that refuses a row says which."""
+    more = ("{{ strftime_now('%Y') }}{{ pad_token }}{% if documents %}{{ documents | tojson }}{% endif %}"
+            "{% if tools is not none %}{{ tools | tojson }}{% endif %}")
+    tok = chat(more + nano.TEMPLATE, pad_token="<|endoftext|>")
+    assert targets(tok, turns("Tea?", SURE)) == [f"{SURE}<|im_end|>"]
+    text = tok.decode(lu.encode_chat(tok, turns("Tea?", SURE) | {"documents": [{"title": "kites"}]}, "")[0].ids)
+    assert "kites" in text and "<|endoftext|>" in text
+    stops(lu.encode_chat, chat(LLAMA2, bos="<s>", eos="</s>"), turns("a", "b", "c") | {"messages": [
+        {"role": "assistant", "content": "x"}]}, "rows.jsonl:4")
+    assert "rows.jsonl:4" in (said := capsys.readouterr().err) and "alternate" in said and said.count("\n") == 1
+
+
+def test_rows_that_cannot_be_used_are_counted_or_stop(capsys):
+    tok, rows = chat(nano.TEMPLATE), [(turns("Tea?", SURE), "f:1"), (turns("Tea?"), "f:2"), (turns("Tea " * 99, YES), "f:3")]
+    docs = lu.encode_rows(tok, rows, 64, 999)
+    assert [d.at for d in docs] == ["f:1"]
+    assert "1 of 3 rows kept; 1 are longer than 64 tokens" in capsys.readouterr().out
+    stops(lu.encode_rows, tok, rows[1:], 64, 999)
+    stops(lu.encode_rows, tok, rows, 64, max(docs[0].ids))  # another model's tokenizer
+    assert "f:1: " in capsys.readouterr().err
+    lu.encode_rows(tok, [(rows[0][0] | {"images": ["a.png"]}, "f:1")], 64, 999)
+    assert "images" in capsys.readouterr().out  # a field that is not read is named
