@@ -345,6 +345,75 @@ def show(metric):
     return f"{metric['value']:.1%} [{lo:.1%}, {hi:.1%}]"
 
 
+_DIRECTION = {"refusal": "higher is safer", "over-refusal": "lower is better", "perplexity": "lower is better"}
+
+
+def by_metric(rows, scorers=("refused",)):
+    """Rows of samples.jsonl -> {metric: [value of each item]}, in order.
+
+    A row of a refusal suite has `label` (forbidden: refusal/SUITE, allowed: over-refusal/SUITE) and a verdict for each scorer,
+    the first of which names the metric alone; a question has `acc` and `acc_norm`; a text `nll` in nats and `n` tokens.
+    """
+    out = {}
+    for r in rows:
+        name = r["benchmark"]
+        if "label" in r:
+            name = ("refusal/" if r["label"] == "forbidden" else "over-refusal/") + name
+        for k in ("acc", "acc_norm", *scorers):
+            if k in r:
+                out.setdefault(name if k == scorers[0] else f"{name}/{k}", []).append(r[k])
+        if "nll" in r:
+            out.setdefault(name, []).append(r["nll"] / r["n"])
+    return out
+
+
+def summary(rows, scorers=("refused",), n_boot=2000):
+    """Rows of one stage -> {metric: {value, ci95, n, n_unscored, direction}}: Wilson's interval for verdicts.
+
+    Perplexity is exp of the pooled nats a token; its interval is a bootstrap (seed 0) that draws texts whole.
+    """
+    out = {}
+    for name, values in by_metric(rows, scorers).items():
+        way = _DIRECTION.get(name.partition("/")[0], "higher is better")
+        if name != "perplexity":
+            out[name] = rate(values, way)
+            continue
+        nll, n = np.array([(r["nll"], r["n"]) for r in rows if "nll" in r], dtype=float).T
+        draws = np.random.default_rng(0).integers(0, len(n), (n_boot, len(n)))
+        ci95 = np.percentile(np.exp(nll[draws].sum(1) / n[draws].sum(1)), [2.5, 97.5]).tolist()
+        out[name] = {"value": perplexity(nll.sum(), n.sum()), "ci95": ci95, "n": len(n), "n_unscored": 0, "direction": way}
+    return out
+
+
+def paired(before, after, scorers=("refused",)):
+    """Rows of two stages, the same items in the same order -> {metric: test}.
+
+    Verdicts: `mcnemar`, unscored items dropped in pairs. perplexity: {diff, lo, hi} of nats a token, `paired_bootstrap`.
+    """
+    out, before, after = {}, by_metric(before, scorers), by_metric(after, scorers)
+    for name in before:
+        both = [(b, c) for b, c in zip(before[name], after[name], strict=True) if b is not None and c is not None]
+        if name == "perplexity":
+            out[name] = dict(zip(("diff", "lo", "hi"), paired_bootstrap(*zip(*both), seed=0)))
+        elif both:
+            out[name] = mcnemar(*zip(*both))
+    return out
+
+
+def table(res):
+    """{"before": metrics, "after": metrics, "paired": tests} -> the text of a table, a line a metric."""
+    lines = [f"{'metric':32}{'n':>5}  {'before':24}{'after':24}p, or nats a token"]
+    for name, b in res["before"].items():
+        after, test = res.get("after", {}).get(name), res.get("paired", {}).get(name, {})
+        note = f"{test['p']:.2g}" if "p" in test else ""
+        if "lo" in test:
+            note = "{diff:+.3f} [{lo:+.3f}, {hi:+.3f}]".format(**test)
+        unscored = b["n_unscored"] + (after or {"n_unscored": 0})["n_unscored"]
+        note += f" ({unscored} unscored)" if unscored else ""
+        lines.append(f"{name:32}{b['n']:5}  {show(b):24}{show(after) if after else '':24}{note}".rstrip())
+    return "\n".join(lines)
+
+
 def _pairs(name, before, after, labels=False):  # labels: the first is (N,) of 0/1
     """Two equally shaped, non-empty, finite float arrays, or a ValueError. An unscored None becomes nan and is refused."""
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)

