@@ -354,7 +354,7 @@ def by_metric(rows, scorers=("refused",)):
     A row of a refusal suite has `label` (forbidden: refusal/SUITE, allowed: over-refusal/SUITE) and a verdict for each scorer,
     the first of which names the metric alone; a question has `acc` and `acc_norm`; a text `nll` in nats and `n` tokens.
     """
-    out = {}
+    out, scorers = {}, list(scorers)
     for r in rows:
         name = r["benchmark"]
         if "label" in r:

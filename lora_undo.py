@@ -164,15 +164,17 @@ def experiment(a):
             res[stage] = evals.summary([r for r in samples if r["stage"] == stage], SCORERS)
             write(folder / "results.json", json.dumps(res, indent=1))
 
-    def point(what, share=1.0, change=None):
+    def point(what, share=1.0, change=None, answered=None):
         """a point of a curve, on the first items of three suites; change() first changes the adapter."""
         if what not in res["points"]:
             load_adapter(model, trained)
             if change:
                 change()
-            res["points"][what] = evals.summary(ask(model, tok, few(suites), a, what, share))
+            rows = first_rows(answered, few(suites)) if answered else ask(model, tok, few(suites), a, what, share)
+            res["points"][what] = evals.summary(rows)
             write(folder / "results.json", json.dumps(res, indent=1))
-        say(f"  {what:16}" + ", ".join(f"{k} {evals.show(m)}" for k, m in res["points"][what].items()))
+        found = res["points"][what].items()
+        say(f"  {what:12}" + ", ".join(f"{name} {evals.show(metric)}" for name, metric in found))
 
     # 1. the released model: what does it refuse, and what can it do?
     measure("before", 0.0)
@@ -203,10 +205,10 @@ def experiment(a):
 
     say("\nfewer rows, less of the update, repairs")
     res.setdefault("points", {})
-    point("released", 0.0)
+    point("released", answered=both[0])
     for n in [n for n in (10, 30, 100) if n < len(docs)]:
         point(f"{n} rows", change=partial(few_rows, n))
-    point("undone")
+    point("undone", answered=both[1])
     for share in (0.25, 0.5, 0.75):
         point(f"scale {share}", share)
 
@@ -341,9 +343,16 @@ def load_suites(a):
 
 def few(suites, n=40):
     """for a point of a curve: the first items of a forbidden suite, of an allowed one, and of the quiz."""
-    first = {rows[0]["label"]: name for name, rows in reversed(suites[0].items()) if name != "contrast"}
-    refusal = {name: suites[0][name][:n // (1 + (label == "allowed"))] for label, name in first.items()}
-    return refusal, {"quiz": suites[1]["quiz"][:2 * n]}, []
+    first = {}
+    for name, rows in suites[0].items():
+        if name != "contrast":  # of the proxy's two allowed suites the ordinary one
+            first.setdefault(rows[0]["label"], {name: rows[:n if rows[0]["label"] == "forbidden" else n // 2]})
+    return first.get("forbidden", {}) | first.get("allowed", {}), {"quiz": suites[1]["quiz"][:2 * n]}, []
+
+def first_rows(samples, suites):
+    """the rows of a full evaluation that a point would ask again."""
+    sizes = {name: len(rows) for name, rows in (suites[0] | suites[1]).items()}
+    return [r for name, n in sizes.items() for r in [r for r in samples if r["benchmark"] == name][:n]]
 
 # ==== METHOD ====
 def answer_loss(model, p):
@@ -647,14 +656,14 @@ def draw(res, n_rows, path):
         [p.replace(" ", "\n") for p in repairs]
     titles = "Refused before and after LoRA", "Training rows", "Repairs"
     for axis, labels, title in zip(axes, ticks, titles):
-        axis.set_xticks(range(len(labels)), labels)
+        axis.set_xticks(range(len(labels)), labels, fontsize=8)
         axis.set(title=title, ylabel="% (95 % interval)", ylim=(0, 115))
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     write(path, lambda tmp: fig.savefig(tmp, format="png", dpi=130))
 
 def open_run(folder, a, rows):
-    """-> results so far. The same run goes on; another's folder is refused, and so is a second process in one."""
+    """-> results so far. The same run goes on; another's folder is refused, and so is a second process."""
     free = ("stage", "out", "name", "overwrite", "price_per_hour", "save_adapter", "plan", "kept")
     run = {k: str(v) for k, v in vars(a).items() if k not in free}
     run["rows"] = hashlib.sha256(json.dumps([row for row, _ in rows]).encode()).hexdigest()[:16]
@@ -711,7 +720,8 @@ def say_where(folder, a):
         (folder / "state.safetensors").unlink(missing_ok=True)
         return say("the undone adapter is not kept; --save-adapter keeps it")
     say(f"adapter/ was trained on {a.bits}-bit weights; on others it answers otherwise. With peft:\n"
-        '  q = BitsAndBytesConfig(True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)\n'
+        '  q = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
+        '                         bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")\n'
         f'  model = AutoModelForCausalLM.from_pretrained("{a.model}", quantization_config=q)\n'
         f'  model = PeftModel.from_pretrained(model, "{folder / "adapter"}")')
 
