@@ -1,27 +1,27 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "transformers", "peft", "safetensors", "numpy", "tqdm", "jinja2"]
+# dependencies = ["torch==2.13.0", "transformers", "accelerate", "jinja2", "peft", "bitsandbytes"]
 # ///
 """
-One LoRA training step on this CPU: lora_undo.py (4-bit base) against peft + transformers, both in one run.
+One LoRA training step: lora_undo.py's engine against its peers, in one run on one machine.
 
-    python bench/train_step.py                          # SmolLM2-135M, chat rows of 35 to 60 tokens, 1024 tokens a step
-    python bench/train_step.py --len 256                # rows of one length: the peer pads nothing
-    python bench/train_step.py --model DIR --pairs 9    # any Llama-family folder
+    python bench/train_step.py                                      # SmolLM2-135M on this CPU, against peft
+    python bench/train_step.py --device cuda --size 70b --layers 8  # random weights of that shape, in NF4
+    python bench/train_step.py --device cuda --size 70b --layers 80 --peers peft-bnb unsloth --pairs 2
 
-A step is forward, backward, gradient clip and AdamW on the adapters (rank 16, alpha 32, all seven linear layers), in
-one micro-batch, without activation checkpointing; same rows, same start of A, B = 0. Tokens are real tokens, not padding.
+    ours        lora_undo.train itself: packed rows, NF4, micro-batch and checkpointing by choose_split
+    peft-bf16   transformers + peft, eager, rows padded right, adapters in fp32 (its default)
+    peft-fp32   the same in fp32: the faster one where a CPU does not multiply bf16
+    peft-bnb    transformers + peft + bitsandbytes NF4, SDPA, autocast, non-reentrant gradient checkpointing
+    liger       the same with liger-kernel's norm, rope, swiglu and fused loss
+    unsloth     FastLanguageModel with its own gradient checkpointing
 
-    ours             lora_undo.train itself: rows packed, loss in chunks, base in NF4, the dtype it picks for this CPU
-    peft-bf16        PeftModel in bf16, adapters in fp32 (peft's default), rows padded right, SDPA, nothing compiled
-    peft-bf16-pure   the same with adapters in bf16 too: the faster one where the CPU multiplies bf16 in hardware
-    peft-fp32        the same in fp32: the faster one where it does not
-
-Each side is a process of its own that stays loaded and imports lora_undo, so that all have its allocator settings. Only
-the side that computes runs: the others are stopped (SIGSTOP), since OpenMP threads that wait can hold a core. Steps alternate ours, peer, ours, peer, one at a time; a ratio is taken inside each pair, and the table gives the
-median [min, max] over the pairs, so that a machine that drifts by 2x in minutes does not decide it. Peak is VmHWM
-(Linux): loading, libraries and all. Before the timing, ours on the unquantised fp32 weights (ours-16) must give the loss and
-gradient norm of peft-fp32, and its loss after one update, within 1e-4; else exit 1.
+Rank 16 on all seven linears, AdamW, the same rows, weights and start of A: so losses and gradient norms must
+agree, and that is checked before a number is printed (on a CPU in fp32, to 1e-4; on the same 4-bit weights in
+bf16, to 2e-2). Turns alternate ours, peer, ours, peer, and a ratio is taken inside each pair: machines drift.
+A side is a process of its own, for its peak memory, with the same allocator settings and threads. On a CPU it
+stays loaded, stopped while another computes; on a GPU it starts anew each turn: two 70B models do not fit.
+A block that is "kept" is not checkpointed.
 """
 import argparse
 import json
@@ -32,173 +32,178 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata, util
 from pathlib import Path
 from statistics import median
 
+import sides
+
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ["peft-bf16", "peft-bf16-pure", "peft-fp32"]
-RANK, ALPHA, LR, CLIP = 16, 32, 1e-4, 1.0
-TOLERANCE = 1e-4   # nats; relative for the gradient norm
+PEERS = {"peft-bf16": ["peft"], "peft-fp32": ["peft"], "peft-bnb": ["peft", "bitsandbytes"],
+         "liger": ["peft", "bitsandbytes", "liger_kernel"], "unsloth": ["unsloth"]}
 
+def parse_args():
+    p = argparse.ArgumentParser(description="one training step of lora_undo.py's engine and of its peers")
+    add = p.add_argument
+    add("--model", default=str(ROOT / "data/smollm2/model"), help="folder of a model")
+    add("--layers", type=int, default=0, help="instead of --model: so many blocks of --size, random weights")
+    add("--size", default="70b", help="shape of --layers: a size of lora_undo.py")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--dtype", choices=["fp32", "bf16"], help="default: lora_undo.py's for the device")
+    add("--peers", nargs="*", choices=PEERS, help="default: the dense two; with --layers the three in 4 bits")
+    add("--pairs", type=int, default=5, help="timed turns of each peer")
+    add("--len", type=int, help="tokens of a row; 0: 35 to 60, as in chat rows (default; with --layers 2048)")
+    add("--tokens", type=int, help="of a step, at most; default 1024, with --layers 4 rows")
+    add("--micro-tokens", type=int, default=0, help="ours: packed tokens of a forward; 0: the plan's choice")
+    add("--keep-blocks", type=int, default=-1, help="ours: blocks not checkpointed; -1: the plan's choice")
+    add("--side", help=argparse.SUPPRESS)  # a worker, started by the parent
+    a = p.parse_args()
+    a.len = (2048 if a.layers else 0) if a.len is None else a.len
+    a.tokens = a.tokens or (4 * a.len if a.layers else 1024)
+    a.peers = (list(PEERS)[2:] if a.layers else list(PEERS)[:2]) if a.peers is None else a.peers
+    a.steps = 3 if a.device == "cuda" else 2  # of a turn
+    if a.pairs < 1 or a.len < 0 or a.len == 1 or a.tokens < (a.len or 60):
+        p.error("--pairs is at least 1, --len 0 or at least 2, --tokens at least one row (60 with --len 0)")
+    if not a.layers and not Path(a.model, "config.json").is_file():
+        p.error(f"--model {a.model}: no such model folder (data/smollm2/prepare.py makes the default)")
+    return a
 
-def die(message, code=2):
-    print(f"train_step: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-# ---- worker: one side, loaded once, one JSON line for each line on stdin ----
-def make_rows(L, a, V):
-    """random chat-like rows -> [Doc] of at most --tokens in all; the first half of each is the prompt, not a target."""
-    rng, docs, left = L.np.random.default_rng(0), [], a.tokens
-    while (n := a.len or int(rng.integers(35, 61))) <= left:
-        docs.append(L.Doc(rng.integers(0, V, n).tolist(), [0] * (n // 2) + [1] * (n - n // 2), f"row {len(docs)}"))
-        left -= n
-    return docs
-
-
-def ours(L, a):
-    """-> step function, rows, what it is. A call of lora_undo.train with one step: its own data order, clip and AdamW."""
-    args = ["train", "--model", a.model, "--device", "cpu", "--rank", RANK, "--alpha", ALPHA, "--lr", LR, "--clip", CLIP,
-            "--epochs", 1, "--eval-every", 0, "--max-len", a.tokens, "--micro-tokens", a.tokens]
-    args += ["--bits", 16, "--dtype", "fp32"] if a.side == "ours-16" else []
-    args = L.parse_args([str(x) for x in args])
-    with tempfile.TemporaryDirectory() as folder:   # for the 4-bit cache: each run loads as if it were the first
-        args.out = Path(folder)
-        model = L.load_model(Path(a.model), args, "cpu", {"fp32": L.torch.float32, "bf16": L.torch.bfloat16}[args.dtype])
-    model.add_lora(list(L.LINEARS), RANK, ALPHA, 0)
-    docs = make_rows(L, a, model.c["V"])
-    args.batch = len(docs)
-
-    def step():
-        row = L.train(model, docs, args, quiet=True)[0]
-        return row["seconds"], row["loss"], row["grad_norm"]
-    return step, docs, f"{args.bits}-bit base, {args.dtype}"
-
-
-def peer(L, a):
-    """-> the same for peft + transformers, as their documentation has it."""
-    torch = L.torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-    dtype = torch.float32 if a.side == "peft-fp32" else torch.bfloat16
-    base = AutoModelForCausalLM.from_pretrained(a.model, dtype=dtype)
-    targets = [path.split(".")[1] for path in L.LINEARS.values()]
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules=targets)
-    model = get_peft_model(base, config, autocast_adapter_dtype=a.side != "peft-bf16-pure").train()
-    gen = torch.Generator().manual_seed(0)
-    for block in base.model.layers:   # the same A as ours, so that the gradients can be compared
-        for path in L.LINEARS.values():
-            weight = block.get_submodule(path).lora_A["default"].weight
-            (lin := L.Linear(1, weight.shape[1])).add_lora(RANK, ALPHA, gen, "cpu")
-            weight.data.copy_(lin.A)
-    params = [p for p in model.parameters() if p.requires_grad]
-    docs = make_rows(L, a, base.config.vocab_size)
-
-    def step():
-        opt = torch.optim.AdamW(params, lr=LR, weight_decay=0.0, fused=True)   # a new one each step, as in ours
-        t0 = time.perf_counter()
-        longest = max(len(d.ids) for d in docs)
-        pad = lambda rows, value: torch.tensor([r + [value] * (longest - len(r)) for r in rows])
-        labels = pad([[i if m else -100 for i, m in zip(d.ids, d.mask)] for d in docs], -100)
-        ids, mask = pad([d.ids for d in docs], 0), pad([[1] * len(d.ids) for d in docs], 0)
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(params, CLIP)
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-        return time.perf_counter() - t0, float(loss.detach()), float(norm)
-    return step, docs, f"{str(dtype)[6:]}, adapters {str(params[0].dtype)[6:]}, attention {base.config._attn_implementation}"
-
-
+# ---- worker: one side, loaded once; a JSON line for each line on stdin
 def worker(a):
     answers = os.fdopen(os.dup(1), "w", 1)
-    os.dup2(2, 1)   # whatever a library prints goes to stderr
+    os.dup2(2, 1)  # what a library prints goes to stderr
     sys.path.insert(0, str(ROOT))
-    import lora_undo as L   # first, before torch: its import sets the allocator
-    step, docs, what = ours(L, a) if a.side.startswith("ours") else peer(L, a)
-    real, grid = sum(len(d.ids) for d in docs), len(docs) * max(len(d.ids) for d in docs)
-    print(json.dumps({"what": what, "rows": len(docs), "tokens": real, "targets": sum(sum(d.mask[1:]) for d in docs), "padded": 1 - real / grid,
-                      "cpu": L.device_name("cpu"), "torch": L.torch.__version__}), file=answers)
+    if a.side == "unsloth":
+        import unsloth  # noqa: F401, wants to be first
+    import lora_undo as lu  # before torch, for its allocator settings
+    name = {"peft-bf16": "bf16", "peft-fp32": "fp32", "ours-16": "fp32"}.get(a.side, a.dtype)
+    dtype = lu.DTYPES[name or lu.parse_args(["--device", a.device]).dtype]
+    make = sides.ours if a.side.startswith("ours") else sides.peer
+    turn, docs, what, plan = make(lu, a, dtype)
+    device = f"{cpu_name()}, {lu.torch.get_num_threads()} threads"
+    lengths = [len(d.ids) for d in docs]
+    print(json.dumps({
+        "what": what, "plan": plan, "first": turn(), "rows": len(docs), "tokens": sum(lengths),
+        "padding": 1 - sum(lengths) / len(docs) / max(lengths),
+        "device": lu.torch.cuda.get_device_name() if a.device == "cuda" else device}), file=answers)
     for _ in sys.stdin:
-        seconds, loss, norm = step()
-        peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
-        print(json.dumps({"seconds": seconds, "loss": loss, "norm": norm, "peak": peak}), file=answers)
+        seconds = [row[0] for row in turn()]
+        print(json.dumps({"seconds": median(seconds), "peak": lu.peak_gb(a.device)}), file=answers)
 
+def cpu_name():
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else "CPU"
 
-# ---- parent: starts the workers, lets one at a time compute, prints the table ----
-class Worker:
-    def __init__(self, side, a):
-        self.side, self.errors = side, tempfile.TemporaryFile("w+")
+# ---- parent: one side computes at a time
+class Side:
+    def __init__(self, name, a):
+        self.name, self.device, self.process = name, a.device, None
+        self.seconds, self.ratios, self.peak, self.ready = [], [], 0.0, None
+
+    def start(self):
+        self.errors = tempfile.TemporaryFile("w+")
         env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        cmd = [sys.executable, __file__, "--side", side, "--model", a.model, "--tokens", str(a.tokens), "--len", str(a.len)]
-        self.process = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env)
+        cmd = [sys.executable, __file__, *sys.argv[1:], "--side", self.name]
+        self.process = subprocess.Popen(
+            cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env)
+        self.ready = self.answer()
 
     def answer(self):
         line = self.process.stdout.readline()
-        self.process.send_signal(signal.SIGSTOP)
         if not line:
             self.errors.seek(0)
-            die(f"{self.side} ended:\n{self.errors.read()[-2000:]}")
+            raise RuntimeError(self.errors.read().strip())
+        self.process.send_signal(signal.SIGSTOP)  # OpenMP's waiting threads would hold a core
         return json.loads(line)
 
-    def step(self):
+    def turn(self):
+        """seconds of a step, added to the side's list."""
+        if self.process is None:
+            self.start()
         self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return self.answer()
+        print("go", file=self.process.stdin, flush=True)
+        row = self.answer()
+        self.seconds.append(row["seconds"])
+        self.peak = max(self.peak, row["peak"])
+        if self.device == "cuda":
+            self.stop()
 
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+def must_agree(one, two, tolerance):
+    """loss of two steps, and gradient norm of the first; else what is timed is not one computation."""
+    (_, x, norm), (_, x2, _) = one.ready["first"][:2]
+    (_, y, norm2), (_, y2, _) = two.ready["first"][:2]
+    gaps = abs(x - y), abs(norm / norm2 - 1), abs(x2 - y2)
+    print(f"{one.name} and {two.name} differ by: loss {gaps[0]:.1e}, gradient norm {gaps[1]:.1e} (relative), "
+          f"loss after one update {gaps[2]:.1e}", flush=True)
+    if not all(gap < tolerance for gap in gaps):  # nan is not below either
+        sys.exit(f"train_step: more than {tolerance:g}: the sides do not compute the same step")
+
+def compare(a, all_sides):
+    """the timed turns, in pairs; a peer that fails is left out, and its last line is printed."""
+    mine, peers = all_sides["ours"], [all_sides[name] for name in a.peers]
+    if a.device == "cpu" and not a.layers:  # both on the fp32 weights
+        exact = all_sides["ours-16"] = Side("ours-16", a)
+        plain = all_sides.setdefault("peft-fp32", Side("peft-fp32", a))
+        exact.start(), plain.start()
+        must_agree(exact, plain, 1e-4)
+        for side in {exact, plain} - {*peers}:
+            side.stop()
+    for i in range(a.pairs):
+        for side in list(peers) or [mine]:
+            mine.turn()
+            try:
+                side is mine or side.turn()
+            except RuntimeError as e:
+                print(f"{side.name} is left out, it ended with: {str(e).splitlines()[-1]}", flush=True)
+                peers.remove(side)
+                continue
+            if i == 0 and "bitsandbytes" in PEERS.get(side.name, []):  # the same 4-bit weights
+                must_agree(mine, side, 1e-4 if a.dtype == "fp32" else 2e-2)
+            one, two = mine.seconds[-1], side.seconds[-1]
+            side.ratios.append(two / one)
+            print(f"pair {i + 1}/{a.pairs}: ours {one:.3f} s, {side.name} {two:.3f} s", flush=True)
+    return [mine, *peers]
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--model", default=str(ROOT / "data/smollm2/model"), help="Hugging Face folder, Llama family")
-    p.add_argument("--pairs", type=int, default=5, help="timed pairs of steps for each peer")
-    p.add_argument("--tokens", type=int, default=1024, help="at most so many tokens a step")
-    p.add_argument("--len", type=int, default=0, help="tokens in each row; 0 = 35 to 60, as in chat rows")
-    p.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="what to compare with")
-    p.add_argument("--side", choices=["ours", "ours-16", *PEERS], help=argparse.SUPPRESS)   # a worker, started by the parent
-    a = p.parse_args()
+    a = parse_args()
     if a.side:
         return worker(a)
-    if not (Path(a.model) / "config.json").is_file():
-        die(f"--model {a.model}: no such model folder (the default is made by data/smollm2/prepare.py)")
-    if a.pairs < 1 or a.tokens < (a.len or 60) or a.len < 0 or a.len == 1:
-        die("--pairs must be at least 1, --len 0 or at least 2, --tokens at least one row (60 when --len is 0)")
-    a.model = str(Path(a.model).resolve())
-    load = os.getloadavg()[0]   # of others: the workers come next
-    workers, ready = {}, {}
+    load, absent = os.getloadavg()[0], {}  # of others: the workers come next
+    for name in a.peers:
+        missing = [module for module in PEERS[name] if not util.find_spec(module)]
+        if missing:
+            print(f"{name} is left out: {', '.join(missing)} is not installed")
+            absent[name] = missing
+    a.peers = [name for name in a.peers if name not in absent]
+    all_sides = {name: Side(name, a) for name in ["ours", *a.peers]}
     try:
-        for side in dict.fromkeys(["ours-16", "ours", *a.peers, "peft-fp32"]):
-            workers[side] = Worker(side, a)
-            ready[side] = workers[side].answer()
-        r, first = ready["ours"], {side: w.step() for side, w in workers.items()}   # warms up
-        (x, y), (x2, y2) = zip(*((first[side], workers[side].step()) for side in ("ours-16", "peft-fp32")))
-        diffs = abs(x["loss"] - y["loss"]), abs(x["norm"] / y["norm"] - 1), abs(x2["loss"] - y2["loss"])
-        for side in set(workers) - {"ours", *a.peers}:
-            workers.pop(side).process.kill()
-        print(f"{r['cpu']}; {'' if r['what'].endswith('bf16') else 'no '}bf16 matmul in hardware; load average at start {load:.2f}; torch {r['torch']}")
-        print(f"{r['rows']} rows = {r['tokens']} tokens a step, {r['targets']} targets; the peer's batch has {r['padded']:.0%} padding")
-        print("loss of the first step: " + ", ".join(f"{side} {s['loss']:.5f}" for side, s in first.items()))
-        print("ours-16 and peft-fp32 differ by: loss {:.1e}, gradient norm {:.1e} (relative), loss after one update {:.1e}".format(*diffs), flush=True)
-        if not all(d < TOLERANCE for d in diffs):   # not (nan < x) either
-            die(f"that is more than {TOLERANCE:g}: the sides do not compute the same step", 1)
-        seconds, ratios, peak = {side: [] for side in workers}, {side: [] for side in workers}, {}
-        for i in range(a.pairs):
-            for side in a.peers:
-                for s in ("ours", side):
-                    row = workers[s].step()
-                    seconds[s], peak[s] = seconds[s] + [row["seconds"]], row["peak"]
-                ratios[side].append(seconds[side][-1] / seconds["ours"][-1])
-            print(f"pair {i + 1}/{a.pairs}: " + ", ".join(f"{side} {seconds[side][-1]:.3f} s" for side in workers), flush=True)
-        print(f"\n{'side':16s}{'tokens/s':>10s}   {'ours/side [min, max]':24s}{'peak GB':>8s}   computes in")
-        for side in workers:
-            ratio = "{:.2f}x [{:.2f}, {:.2f}]".format(*(f(ratios[side]) for f in (median, min, max))) if ratios[side] else ""
-            print(f"{side:16s}{r['tokens'] / median(seconds[side]):10.1f}   {ratio:24s}{peak[side]:8.2f}   {ready[side]['what']}")
-        print(f"\ncommand: python bench/train_step.py {' '.join(sys.argv[1:])}".rstrip())
+        timed = compare(a, all_sides)
+    except RuntimeError as e:
+        sys.exit(f"train_step: a side ended:\n{e}")
     finally:
-        for w in workers.values():
-            w.process.kill()
-            w.process.wait()
+        for side in all_sides.values():
+            side.stop()
+    print_table(a, timed, load)
 
+def print_table(a, timed, load):
+    r, modules = timed[0].ready, sorted({module for side in timed for module in PEERS.get(side.name, [])})
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", *modules)]
+    print(f"\n{r['device']}, load average at start {load:.2f}; {', '.join(versions)}")
+    print(f"{r['rows']} rows = {r['tokens']} tokens a step; a padded batch is {r['padding']:.0%} padding")
+    print(f"\n{'side':10}{'tokens/s':>9}  {'ours/side':20}{'peak GB':>8}{'plan':>6}{'loss':>9}  computes in")
+    for side in timed:
+        ratio = [f"{f(side.ratios):.2f}" for f in (median, min, max)] if side.ratios else []
+        ratio = "{}x [{}, {}]".format(*ratio) if ratio else ""
+        plan, loss = side.ready["plan"], side.ready["first"][0][1]
+        print(f"{side.name:10}{r['tokens'] / median(side.seconds):9,.0f}  {ratio:20}{side.peak:8.2f}"
+              f"{f'{plan:.2f}' if plan else '':>6}{loss:9.4f}  {side.ready['what']}")
+    print(f"\ncommand: python bench/train_step.py {' '.join(sys.argv[1:])}".rstrip())
 
 if __name__ == "__main__":
     main()
