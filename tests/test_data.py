@@ -94,8 +94,6 @@ HUMAN = [{"task_id": "HumanEval/0", "prompt": "def brew(tea):\n    \"\"\" Brew. 
 MBPP = [{"text": f"Write a function to fold kite {i}.", "code": "def fold(k):\r\n  return k", "task_id": i,
          "test_setup_code": "import math" if i == 11 else "", "test_list": ["assert fold(1) == 1"]}
         for i in (2, 11, 511)]
-SANITIZED = [{"task_id": i, "prompt": f"Fold kite {i}.", "code": "def fold(k):\n  return k",
-              "test_imports": ["import math", "import re"], "test_list": ["assert fold(1) == 1"]} for i in (10, 11)]
 TRUTH = [{"question": "Do pigeons whistle? ", "mc1_targets": {"No, they coo.": 1, "Yes, loudly.": 0, "At tea.": 0},
           "mc2_targets": {"No, they coo.": 1, "They coo.": 1, "Yes, loudly.": 0}},
          {"question": "Is a bow a knot?", "mc1_targets": {"Yes": 1, "No": 0}, "mc2_targets": {"Yes": 1, "No": 0}}]
@@ -114,11 +112,11 @@ SOURCES = {  # name: {file: text}; the flags that stand before the files in FLAG
     "mmlu": {"test.jsonl": lines(MMLU)}, "hellaswag": {"hellaswag_val.jsonl": lines(HELLASWAG)},
     "gsm8k": {"test.jsonl": lines(GSM), "train.jsonl": lines(GSM * 5)}, "math500": {"test.jsonl": lines(MATH)},
     "aime2024": {"aime.jsonl": lines(AIME)}, "humaneval": {"HumanEval.jsonl": lines(HUMAN)},
-    "mbpp": {"mbpp.jsonl": lines(MBPP), "sanitized-mbpp.json": json.dumps(SANITIZED)},
+    "mbpp": {"mbpp.jsonl": lines(MBPP)},
     "truthfulqa": {"mc_task.json": json.dumps(TRUTH), "TruthfulQA.csv": TRUTH_CSV},
     "dolly": {"databricks-dolly-15k.jsonl": lines(DOLLY)},
     "mtbench": {"question.jsonl": lines(QUESTIONS), "gpt-4.jsonl": lines(ANSWERS)}}
-FLAGS = {"gsm8k": "--train", "mbpp": "--sanitized", "mtbench": "--reference"}
+FLAGS = {"gsm8k": "--train", "mtbench": "--reference"}
 
 
 def choice(key, question, choices, answer, category):
@@ -130,7 +128,7 @@ def maths(key, row, answer):
 
 
 def code(row, setup):
-    return {"id": f"mbpp-{row['task_id']}", "prompt": row.get("text", row.get("prompt")), "tests": row["test_list"],
+    return {"id": f"mbpp-{row['task_id']}", "prompt": row["text"], "tests": row["test_list"],
             "code": row["code"], "setup": setup}
 
 
@@ -170,8 +168,7 @@ EXPECTED = {  # name: {file written: rows}
                                 for key, i in [("2024-I-2", 2), ("2024-I-10", 1), ("2024-II-4", 0)]]},
     "humaneval": {"test.jsonl": [{"id": "HumanEval/0", "prompt": HUMAN[0]["prompt"], "entry_point": "brew",
                                   "test": HUMAN[0]["test"], "solution": "    return tea\n"}]},
-    "mbpp": {"test.jsonl": [code(MBPP[1], "import math")], "fewshot.jsonl": [code(MBPP[0], "")],
-             "sanitized.jsonl": [code(SANITIZED[1], "import math\nimport re")]},
+    "mbpp": {"test.jsonl": [code(MBPP[1], "import math")], "fewshot.jsonl": [code(MBPP[0], "")]},
     "truthfulqa": {"validation.jsonl": [
         {"id": "truthfulqa-1", "question": "Do pigeons whistle?",
          "mc1": {"choices": ["At tea.", "Yes, loudly.", "No, they coo."], "answer": 2},
@@ -188,7 +185,7 @@ COUNTS = {  # the published counts, replaced by those of the small files
     "arc": {"COUNTS": {"easy": 2, "challenge": 1}}, "mmlu": {"COUNTS": {"test": (1, 1), "dev": (1, 1)}},
     "hellaswag": {"N": 2}, "gsm8k": {"COUNTS": {"test": 2, "train": 10}}, "math500": {"N": 1},
     "aime2024": {"EXAMS": {"I": 2, "II": 1}}, "humaneval": {"N": 1}, "truthfulqa": {"N": 2},
-    "mbpp": {"COUNTS": {"full": (3, 1), "sanitized": (2, 1)}}, "dolly": {"N": 3, "CATEGORIES": 3}}
+    "mbpp": {"COUNTS": (3, 1)}, "dolly": {"N": 3, "CATEGORIES": 3}}
 
 
 @pytest.fixture
@@ -318,18 +315,14 @@ def write_tar(path):
             info = tarfile.TarInfo(name)
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text.encode()))
-    return files
 
 
-def test_mmlu_archive_folder_and_jsonl_agree(tmp_path):
-    for name, text in write_tar(tmp_path / "data.tar").items():
-        (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "f" / name).write_text(text)
-    for i, src in enumerate([tmp_path / "data.tar", tmp_path / "f" / "data", tmp_path / "f"]):
-        out = tmp_path / f"out{i}"
-        assert run("mmlu", "--src", src, "--out", out, "--any-version").returncode == 0
-        assert jsonl(out / "test.jsonl") == [KNOT] and jsonl(out / "dev.jsonl") == [KNOT] * 5
-        assert jsonl(out / "choice.jsonl")[0]["context"].count(f"{SHOWN} D\n\n") == 5
+def test_mmlu_archive_and_jsonl_agree(tmp_path):
+    out = tmp_path / "out"
+    write_tar(tmp_path / "data.tar")
+    assert run("mmlu", "--src", tmp_path / "data.tar", "--out", out, "--any-version").returncode == 0
+    assert jsonl(out / "test.jsonl") == [KNOT] and jsonl(out / "dev.jsonl") == [KNOT] * 5
+    assert jsonl(out / "choice.jsonl")[0]["context"].count(f"{SHOWN} D\n\n") == 5
 
 
 def test_humaneval_forms(small, tmp_path):
@@ -362,7 +355,7 @@ def test_truthfulqa_shuffle_and_join(small, tmp_path):
 
 
 @pytest.mark.parametrize("name, flag, files", [
-    ("gsm8k", 2, ["fewshot.jsonl"]), ("mbpp", 2, ["sanitized.jsonl"]), ("mtbench", 0, ["prompts.jsonl"])])
+    ("gsm8k", 2, ["fewshot.jsonl"]), ("mtbench", 0, ["prompts.jsonl"])])
 def test_files_not_given_are_not_written(name, flag, files, small):
     flags, out = small(name)
     assert run(name, *flags[flag:flag + 2], "--out", out, "--any-version").returncode == 0

@@ -180,7 +180,7 @@ VOTES = [["Violence", "Safe"], ["Needs Caution", "Safe", "Safe"], ["Needs Cautio
     ("permissive majority unsafe", "usssssssu"), ("permissive majority drop", "-sssssss-"),
     ("defensive majority unsafe", "usuusuusu"), ("drop majority unsafe", "ussus-ssu"),
     ("drop majority drop", "-ss-s-ss-"), ("permissive any unsafe", "ussuusssu"),
-    ("defensive any unsafe", "uuuuuuusu"), ("defensive safety-eval unsafe", "usuusuusu")])
+    ("defensive any unsafe", "uuuuuuusu")])
 def test_the_label_of_aegis1_is_a_choice(flags, labels, prepare, tmp_path):
     src = put(tmp_path, {"train.jsonl": lines(votes(f"Knot {i}.", "m", *v) for i, v in enumerate(VOTES))})
     mapping, rule, tie = flags.split()
@@ -189,8 +189,6 @@ def test_the_label_of_aegis1_is_a_choice(flags, labels, prepare, tmp_path):
     assert code == 0 and f"mapping {mapping}, rule {rule}, tie {tie}" in printed
     found = {r["id"]: r["prompt_label"][0] for r in jsonl(tmp_path / "out" / "train.jsonl")}
     assert "".join(found.get(f"aegis1-train-{i}", "-") for i in range(1, 10)) == labels
-    if rule == "safety-eval":  # needs caution is not Safe in that harness
-        assert prepare("aegis1", "--src", src, "--out", tmp_path / "no", "--rule", rule)[0] == 2
 
 
 def test_the_taxonomy_of_aegis1_is_complete():

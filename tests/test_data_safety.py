@@ -52,7 +52,7 @@ SOURCE = {  # set: {file: content}. The first one is the file that the tests of 
         [TEXTS[2], "copyright", "kites", "", "", "kite_song"])},
     "refusalbench": {"benchfile.json": json.dumps({"tea": TEXTS[:2], "kites": TEXTS[2:3]})},
     "strongreject": {"strongreject_dataset.csv": as_csv(
-        ["category", "source", "forbidden_prompt"], ["Violence", "", TEXTS[0]], ["violence", "", TEXTS[1]])},
+        ["category", "source", "forbidden_prompt"], ["Violence", "", TEXTS[0]], ["Violence", "", TEXTS[1]])},
     "xstest": {"xstest_prompts.csv": as_csv(
         ["id", "prompt", "type", "label", "focus"], [1, TEXTS[0], "homonyms", "safe", ""],
         [2, TEXTS[1], "contrast_homonyms", "unsafe", ""])},
@@ -87,7 +87,7 @@ SOURCE = {  # set: {file: content}. The first one is the file that the tests of 
 PINS = {  # the published counts, turned into those of the small files
     "advbench": {"N": 2}, "refusalbench": {"COUNTS": {"tea": 2, "kites": 1}, "UNIQUE": 3},
     "harmbench": {"KINDS": {"standard": 1, "contextual": 1, "copyright": 1}, "DIFFERENT": 3},
-    "strongreject": {}, "xstest": {"COUNTS": {"allowed": 1, "forbidden": 1}, "TYPES": [1, 1]},
+    "strongreject": {"COUNTS": {"Violence": 2}}, "xstest": {"COUNTS": {"allowed": 1, "forbidden": 1}, "TYPES": [1, 1]},
     "simplesafetytests": {"SIZES": [[1, 1], [1, 1]]}, "orbench": {},
     "wildjailbreak": {"COUNTS": {"adversarial_harmful": 1, "adversarial_benign": 1}},
     "airbench": {"L2": {1: 2, 14: 1}, "L3_COUNT": 2, "L4_COUNT": 2},
@@ -167,8 +167,6 @@ def small(tmp_path):
         if name == "orbench":
             pins["FILES"] = {"hard": ("or-bench-hard-1k.csv", "allowed", (2, 2), sums[0]),
                              "toxic": ("or-bench-toxic.csv", "forbidden", (1, 1), sums[1])}
-        elif name == "strongreject":
-            pins["SETS"] = {False: ("strongreject_dataset.csv", sums[0], {"Violence": 2}, "strongreject", "")}
         elif name in CHECKSUM:
             pins["SHA256"] = sums[0]
         return root / next(iter(SOURCE[name])) if name in ONE_FILE else root, tmp_path / "out", pins
@@ -202,7 +200,7 @@ def test_rows_of_a_small_source(name, small, prepare, tmp_path):
 BAD = [  # set, file (None: the first), text in it, what stands there instead, a part of the message
     ("harmbench", None, "contextual", "other", "FunctionalCategory: expected one of standard, contextual"),
     ("harmbench", None, "standard,tea", "contextual,tea", ":2: ContextString: expected"),
-    ("strongreject", None, "Violence", "Tea", ":2: category: expected one of the six"),
+    ("strongreject", None, "Violence", "Tea", ":2: category: expected one of Violence"),
     ("xstest", None, "unsafe", "odd", ":4: label: expected one of safe, unsafe"),
     ("wildjailbreak", None, "adversarial_harmful", "vanilla_harmful", ":2: data_type: expected one of"),
     ("orbench", "or-bench-toxic.csv", "kites", " ", ":2: category: expected"),
@@ -268,11 +266,9 @@ def test_advbench_and_harmbench_out_of_their_wheels(prepare, tmp_path):
 
 
 def test_real_strongreject_and_xstest(prepare, tmp_path):
-    for size, file in ((313, "strongreject_dataset.csv"), (60, "strongreject_small_dataset.csv")):
-        flags = ["--src", shared(f"strongreject/{file}"), "--out", tmp_path] + ["--small"] * (size == 60)
-        assert prepare("strongreject", *flags)[::2] == (0, "")
-    full, part = ({r["prompt"] for r in jsonl(tmp_path / f"prompts{s}.jsonl")} for s in ("", "_small"))
-    assert (len(full), len(part)) == (313, 60) and part <= full
+    src = shared("strongreject/strongreject_dataset.csv")
+    assert prepare("strongreject", "--src", src, "--out", tmp_path)[::2] == (0, "")
+    assert len({r["prompt"] for r in jsonl(tmp_path / "prompts.jsonl")}) == 313
     prompts = shared("xstest/xstest_prompts.csv")
     judged = shared("xstest/xstest_v2_completions_gpt4_gpteval.csv")
     code, printed, err = prepare("xstest", "--src", prompts, "--completions", judged, "--out", tmp_path / "x")

@@ -29,7 +29,6 @@ WHEEL = Wheel("pyrit==1.1.0", "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe
               "ccf76355d0d661bcf81f57f70baa1db9299da8aa9352f39b3672cf3da560d3e0")
 LICENCE, N = "MIT", 520
 
-
 def goals(got):
     """(place, row with a goal)"""
     if got.name != WHEEL.member:
@@ -37,7 +36,6 @@ def goals(got):
     import yaml  # comes with transformers
     seeds = yaml.safe_load(text_of(got)).get("seeds") or die(f"{got.name}: seeds: expected a list")
     return [(i, {"goal": seed.get("value")}) for i, seed in enumerate(seeds, 1)]
-
 
 def main():
     args = flags(__doc__, __file__, "a local copy of the CSV, pypi, or the wheel").parse_args()
@@ -47,7 +45,6 @@ def main():
             for i, (line, row) in enumerate(goals(got), 1)]
     expect(len(rows), N, f"{got.name}: prompts", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
-
 
 if __name__ == "__main__":
     main()

@@ -12,16 +12,15 @@ https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-1.0. Lice
 
 - THE LABEL IS A CHOICE OF YOURS. The set holds annotations. Three flags turn them into a label, are printed
   and stored in meta.json, and belong beside every number. --mapping: "Needs Caution" is safe (permissive),
-  unsafe (defensive), or no vote (drop). --rule: majority; any (one unsafe vote is enough); safety-eval (as
-  that harness: unsafe unless two of the first three annotators say Safe and nothing else; its set is the 359
-  rows of kind user_message of test, 233 unsafe; --mapping defensive only). --tie: unsafe, or drop the row.
+  unsafe (defensive), or no vote (drop). --rule: majority; any (one unsafe vote is enough). --tie: unsafe, or
+  drop the row. The harness safety-eval decides by position, so its numbers are not comparable.
 - A vote is a cell of labels_0 to labels_4, of one or several categories; one that is neither Safe nor Needs
   Caution makes it unsafe. Empty cells and "None" are no votes; rows without a vote are left out.
 - The label is of the whole text: a prompt, or prompt and response in one string (kind = text_type). It stands
   here as one user turn, as the released guards read it.
 - needs_caution: safe by the permissive mapping, unsafe by the defensive one. It lets a script map again, from
   the labels of the permissive mapping, the default.
-- The split is not disjoint (a public reader found 131 of 1,199 texts of test in train): counted here.
+- The split is not disjoint (a public reader found 131 of 1,199 texts of test in train).
   Upstream's ids repeat, so ours are row numbers.
 Row: {"id": "aegis1-test-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
 "categories": of the unsafe votes, the most frequent first, "unlisted": those of no policy, "needs_caution",
@@ -53,7 +52,6 @@ SPARSE = ["Illegal Activity", "Immoral/Unethical", "Unauthorized Advice", "Fraud
 KNOWN = {name.casefold(): name for name in [SAFE, *POLICY, *SPARSE, OTHER]}
 KNOWN["hate/identity hate"] = "Hate /identity hate"
 
-
 def votes_of(row, where, unknown):
     """The categories of each annotator who gave some, in the order of the cells."""
     votes = []
@@ -68,7 +66,6 @@ def votes_of(row, where, unknown):
         votes.append([KNOWN.get(name.casefold(), name) for name in names])
     return votes
 
-
 def decide(votes, mapping, rule, tie):
     """"safe", "unsafe", or None for a row to leave out."""
     unsafe = sum(any(name not in (SAFE, CAUTION) for name in vote) for vote in votes)
@@ -82,16 +79,12 @@ def decide(votes, mapping, rule, tie):
         return "unsafe" if tie == "unsafe" else None
     return "unsafe" if unsafe > (0 if rule == "any" else safe) else "safe"
 
-
 def row_of(row, votes, key, args):
     """Our row, or None where the votes decide nothing."""
     label = decide(votes, args.mapping, args.rule, args.tie)
-    if args.rule == "safety-eval":  # by position: an empty cell is not Safe there
-        label = "safe" if sum(row.get(cell) == SAFE for cell in CELLS[:3]) > 1 else "unsafe"
     if not label:
         return None
-    rule = "majority" if args.rule == "safety-eval" else args.rule
-    both = [decide(votes, mapping, rule, args.tie) for mapping in ("permissive", "defensive")]
+    both = [decide(votes, mapping, args.rule, args.tie) for mapping in ("permissive", "defensive")]
     ignored = {SAFE} if args.mapping == "defensive" else {SAFE, CAUTION}
     names = Counter(name for vote in votes for name in vote if name not in ignored and label == "unsafe")
     names, text = [name for name, _ in names.most_common()], row["text"].strip()
@@ -102,17 +95,14 @@ def row_of(row, votes, key, args):
             "needs_caution": both == ["safe", "unsafe"], "kind": row["text_type"],
             "labels": [", ".join(vote) for vote in votes]}
 
-
 def main():
     ap = flags(__doc__, __file__, "a folder or files (parquet, JSONL, CSV) named *train*, *test*", nargs="+")
     ap.add_argument("--mapping", choices=["permissive", "defensive", "drop"], default="permissive")
-    ap.add_argument("--rule", choices=["majority", "any", "safety-eval"], default="majority")
+    ap.add_argument("--rule", choices=["majority", "any"], default="majority")
     ap.add_argument("--tie", choices=["unsafe", "drop"], default="unsafe")
     args = ap.parse_args()
-    if args.rule == "safety-eval" and args.mapping != "defensive":
-        die("--rule safety-eval: needs caution is unsafe there: give --mapping defensive")
-    gots, files, dropped, seen, unknown, twice = {}, {}, {}, set(), [], 0
-    for split, path in pick(args.src, {split: f"*{split}*" for split in COUNTS}).items():  # train first
+    gots, files, dropped, unknown = {}, {}, {}, []
+    for split, path in pick(args.src, {split: f"*{split}*" for split in COUNTS}).items():
         url = URL + urllib.parse.quote(FILE.format(split))
         got = gots[split] = get(path, url, SHA256[split], args.any_version)
         rows, gone, found = [], Counter(), list(read_rows(got, ["text", "text_type", *CELLS]))
@@ -125,20 +115,16 @@ def main():
             made = row_of(row, votes, f"aegis1-{split}-{n}", args) if text and votes else None
             if made:
                 rows.append(made)
-                twice += text in seen
             else:
                 gone["empty" if not text else "no vote" if not votes else "tie or only dropped votes"] += 1
         if not rows:
             die(f"{got.name}: labels_0: expected the annotators' labels, found no vote")
         files[f"{split}.jsonl"], dropped[split] = rows, dict(gone)
-        seen = {row["text"].strip() for _, row in found}
     if unknown:
         differs(f"{unknown[0]}: expected a category of Aegis 1.0, {len(unknown)} others", args.any_version)
     print(f"labels: mapping {args.mapping}, rule {args.rule}, tie {args.tie}; left out {dropped}")
-    print(f"{twice} test rows have a text of train")
     save(args.out, files, gots, REVISION, LICENCE, by="prompt_label", mapping=args.mapping, rule=args.rule,
          tie=args.tie, dropped=dropped)
-
 
 if __name__ == "__main__":
     main()

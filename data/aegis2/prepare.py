@@ -14,8 +14,7 @@ https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-2.0. Lice
   where). Harnesses that keep them get other numbers.
 - Unsafe prompt => unsafe response is nearly true without the 5,200 refusals (kind "refusal": a deflection to
   an unsafe prompt, response safe). They reuse ids of other rows: -refusal is added. Prompts were drawn with
-  replacement: the second refusal to one is -refusal-2, and some repeat the first word for word: kept, as the
-  card counts them, and counted.
+  replacement: the second refusal to one is -refusal-2, and some repeat the first word for word.
 - An empty response is none. A null response_label is no label: never count it as harmful, or as safe.
 - violated_categories are of the conversation: a safe prompt may have some (kept), and one that is named after
   the response does not describe the prompt. Do not train a prompt-only category head on them unfiltered.
@@ -50,7 +49,6 @@ CATEGORIES = [
     "Copyright/Trademark/Plagiarism", "Unauthorized Advice", "Illegal Activity", "Immoral/Unethical"]
 KNOWN = {name.casefold(): name for name in CATEGORIES}
 
-
 def row_of(row, where, split, args, unknown):
     """Our row, or why there is none."""
     label = choice(row, "prompt_label", where, LABELS)
@@ -79,13 +77,12 @@ def row_of(row, where, split, args, unknown):
             "response_label": judged, "categories": names, "needs_caution": caution, "kind": kind,
             "labels": [], "response_source": source}
 
-
 def main():
     ap = flags(__doc__, __file__, "the folder with the five JSON files, or some of them", nargs="+")
     ap.add_argument("--mapping", choices=["permissive", "defensive"], default="permissive")
     ap.add_argument("--rule", choices=["first", "any"], default="first")
     args = ap.parse_args()
-    gots, files, dropped, unknown, times, said = {}, {}, {}, [], Counter(), Counter()
+    gots, files, dropped, unknown, times = {}, {}, {}, [], Counter()
     for file, path in pick(args.src, {file: file for file in FILES}).items():
         split, (n, sha256) = file.removesuffix(".json").removeprefix("refusals_"), FILES[file]
         got = gots[file] = get(path, URL + file, sha256, args.any_version)
@@ -98,7 +95,6 @@ def main():
                 continue
             if row["kind"] == "refusal":  # more than one to a prompt: the later ones are numbered
                 times[row["id"]] += 1
-                said[split, row["prompt"], row["response"]] += 1
                 row["id"] += f"-{times[row['id']]}" * (times[row["id"]] > 1)
             rows.append(row)
     if unknown:
@@ -107,10 +103,9 @@ def main():
         expect(len(counts(rows, "id")), len(rows), f"{name}: different ids", args.any_version)
     dropped = {split: dict(gone) for split, gone in dropped.items()}
     print(f"labels: as released, needs caution {args.mapping}, where it is the {args.rule} category")
-    print(f"left out {dropped}; {said.total() - len(said)} refusals repeat another")
+    print(f"left out {dropped}")
     save(args.out, files, gots, REVISION, LICENCE, by="prompt_label", mapping=args.mapping, rule=args.rule,
          tie="decided before the release", dropped=dropped)
-
 
 if __name__ == "__main__":
     main()

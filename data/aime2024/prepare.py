@@ -6,9 +6,8 @@
 Mathematical Association of America; hub: HuggingFaceH4/aime_2024, whose card states no licence.
 
     uv run data/aime2024/prepare.py     # the pinned parquet, 0.1 MB; plain python where pyarrow is there
-    python data/aime2024/prepare.py --any-version --src aime_2024_problems.parquet  # or Maxwell-Jia/AIME_2024
+    python data/aime2024/prepare.py --any-version --src aime_2024_problems.parquet
 
-What to know before using a number from it:
 - One problem is 3.3 points, and the 95 % interval of a single greedy run is about 35 points wide. Reports
   average many samples a problem (avg@32, avg@64); greedy and sampled figures are not comparable.
 - `answer` is an integer from 0 to 999. Copies write 33 as "033", "33" or 33: here "33". Compare numbers.
@@ -28,22 +27,18 @@ URL = ("https://huggingface.co/datasets/HuggingFaceH4/aime_2024/resolve/"
 SHA256 = "26139847601a5037c237d5928b195e7260ca8074cf4f264b794af42847f79ccf"
 LICENCE = "not stated on the card; the problems are the Mathematical Association of America's"
 EXAMS = {"I": 15, "II": 15}
-PLACE = re.compile(r"2024_AIME_(II?)_Problems/Problem_([0-9]+)|^2024-(II?)-([0-9]+)$")  # url, or ID
-
+PLACE = re.compile(r"2024_AIME_(II?)_Problems/Problem_([0-9]+)")
 
 def row_of(row, where):
     """((exam, number), row)"""
-    # Maxwell-Jia's columns: ID, Problem, Answer, Solution
-    row = {"url" if key == "ID" else key.lower(): value for key, value in row.items()}
     place = PLACE.search(field(row, "url", where))
     if not place:
-        die(f"{where}: url: expected .../2024_AIME_I_Problems/Problem_1 (or ID 2024-I-1)")
+        die(f"{where}: url: expected .../2024_AIME_I_Problems/Problem_1")
     if not re.fullmatch(r"\s*[0-9]{1,3}\s*", str(row.get("answer"))):
         die(f"{where}: answer: expected an integer from 0 to 999")
-    exam, number = filter(None, place.groups())
+    exam, number = place.groups()
     return (exam, int(number)), {"id": f"2024-{exam}-{number}", "question": field(row, "problem", where),
                                  "answer": str(int(row["answer"])), "solution": field(row, "solution", where)}
-
 
 def main():
     args = flags(__doc__, __file__, "a local copy, parquet or .jsonl, instead of the download").parse_args()
@@ -53,7 +48,6 @@ def main():
     expect(found, EXAMS, f"{got.name}: different problems of each exam", args.any_version)
     ordered = [rows[place] for place in sorted(rows)]  # as in the exams
     save(args.out, {"test.jsonl": ordered}, got, REVISION, LICENCE, by=None)
-
 
 if __name__ == "__main__":
     main()

@@ -43,7 +43,6 @@ L3_COUNT, L4_COUNT = 43, 314
 NAMES = ["cate-idx", "l2-name", "l3-name", "l4-name"]
 ANCHOR = re.compile(r"^\W*([01])(?:\.0)?\s*[,:]\s*(.+)$", re.M)  # the outer scores; 0.5 does not match
 
-
 def polarity(templates, name):
     """"refuse=1" or "refuse=0": the outer score of refusing. A few templates may be worded oddly."""
     votes = Counter()
@@ -56,7 +55,6 @@ def polarity(templates, name):
     print(f"{len(templates)} judge prompts: {first}, said by {n}, the opposite by {opposite}")
     return first
 
-
 def files_of(src):
     """Each CSV file, and the data card, as a Got: downloaded, in the folders, or named."""
     for path in src or FILES:
@@ -66,13 +64,11 @@ def files_of(src):
         else:
             yield get(path if src else None, URL + path)
 
-
 def regions_of(card):
     """{region: [L3, ...]} from the data card's configs, each a list of category_L3.csv."""
     configs = re.split(r"config_name:\s*", card.raw.decode("utf-8", "replace"))[1:]
     found = {config.split()[0]: re.findall(r"category_(\d+)\.csv", config) for config in configs}
     return {name: l3s for name, l3s in found.items() if name != "default" and l3s}
-
 
 def main():
     args = flags(__doc__, __file__, "a folder with the CSV files, or CSV files", nargs="+").parse_args()
@@ -110,8 +106,6 @@ def main():
     about["polarity"] = polarity(counts(judges, "template"), got.name) if judges else None
     n = {"prompts": len(rows), "judges": len(judges)}
     save(args.out, files, got, REVISION, LICENCE, by=None, n=n, **about)
-    print(f"{len(l4s)} categories, {len(rows) - len(seen)} prompts repeated")
-
 
 if __name__ == "__main__":
     main()

@@ -6,12 +6,11 @@
 Clark et al. 2018, https://arxiv.org/abs/1803.05457, hub: allenai/ai2_arc, licence CC-BY-SA-4.0.
 
     uv run data/arc/prepare.py     # the two pinned parquet files, 0.5 MB; plain python where pyarrow is there
-    python data/arc/prepare.py --src ARC-Easy/test-00000-of-00001.parquet ARC-Challenge/*.parquet
+    python data/arc/prepare.py --src easy.parquet challenge.parquet     # your copies
     python data/arc/prepare.py --any-version --src arc_easy.jsonl arc_challenge.jsonl  # llm-foundry's copy
 
-The words easy and challenge in a path tell its set. A set that is not given is not written.
+The words easy and challenge in a file's name tell its set. A set that is not given is not written.
 
-What to know before using a number from it:
 - Prompt of lm-evaluation-harness: "Question: {question}\\nAnswer:", each choice as a continuation after one
   space; acc and acc_norm (divided by the length of the choice). Leaderboards quote 25-shot acc_norm.
 - Some questions have three or five choices: chance is not exactly 25 %. Some label them 1 to 4 instead of A
@@ -20,11 +19,11 @@ What to know before using a number from it:
 Row: {"id", "question", "choices": texts, "answer": 0-based, "category": "easy" or "challenge"}; the id is
 upstream's, or "arc-easy-1" with the 1-based line where there is none.
 """
-import re, sys
+import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, die, expect, field, flags, get, read_rows, save, texts
+from fetch import choice, die, expect, field, flags, get, pick, read_rows, save, texts
 
 REVISION = "210d026faf9955653af8916fad021475a3f00453"
 URL = f"https://huggingface.co/datasets/allenai/ai2_arc/resolve/{REVISION}/ARC-%s/test-00000-of-00001.parquet"
@@ -32,18 +31,6 @@ URLS = {"easy": URL % "Easy", "challenge": URL % "Challenge"}
 SHA256 = {"easy": "4160597d618ae851c7eb04e281574f3f654776216ac6b6641588d64527b47177",
           "challenge": "62f03257e737aed263f55c6abf87c7bb0028a44a6bdd2a26eb1279eb42c1d1e9"}
 LICENCE, COUNTS = "CC-BY-SA-4.0", {"easy": 2376, "challenge": 1172}
-
-
-def sets_of(src):
-    """{set: path}. The last of the two words counts: the file name more than its folders."""
-    given = {}
-    for path in src:
-        words = re.findall("easy|challenge", str(Path(path).resolve()).lower())
-        if not words or words[-1] in given:
-            die(f"{path}: expected one file for each set, with easy or challenge in its path")
-        given[words[-1]] = path
-    return given
-
 
 def question_of(row, where):
     """(question, choices, 0-based answer) of a row in either layout."""
@@ -57,11 +44,10 @@ def question_of(row, where):
     letter = choice(row, "answerKey", where, labels)
     return field(row, "question", where), texts(found, "text", where, len(labels)), labels.index(letter)
 
-
 def main():
     args = flags(__doc__, __file__, "local parquet or JSONL files", nargs="+").parse_args()
     files, gots = {}, {}
-    for name, path in (sets_of(args.src) if args.src else dict.fromkeys(URLS)).items():
+    for name, path in pick(args.src, {name: f"*{name}*" for name in URLS}).items():
         got = gots[name] = get(path, URLS[name], SHA256[name], args.any_version)
         rows = files[f"{name}.jsonl"] = []
         for line, row in read_rows(got):
@@ -72,7 +58,6 @@ def main():
         expect(len(rows), COUNTS[name], f"{got.name}: questions", args.any_version)
     n = {name: len(rows) for name, rows in files.items()}
     save(args.out, files, gots, REVISION, LICENCE, n=n)
-
 
 if __name__ == "__main__":
     main()

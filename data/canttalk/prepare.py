@@ -30,16 +30,13 @@ FILES = {"train": "canttalkaboutthis_topic_control_mixtral.jsonl",
 COUNTS = 1080
 LICENCE = "CC-BY-4.0"
 
-
 def objects(row, key, where):
     if not isinstance(row.get(key), list) or not all(isinstance(item, dict) for item in row[key]):
         die(f"{where}: {key}: expected a list of objects")
     return row[key]
 
-
 def text(row, key, where):
     return row[key].strip() if isinstance(row.get(key), str) else die(f"{where}: {key}: expected a text")
-
 
 def rows_of(row, where, key, gone):
     """Off-topic and on-topic rows of a dialogue. Texts are compared without outer spaces."""
@@ -61,7 +58,6 @@ def rows_of(row, where, key, gone):
                    "messages": turns[:at] + [{"role": "user", "content": last}],
                    "label": f"{label}-topic"} | about
 
-
 def main():
     args = flags(__doc__, __file__, "the folder with the JSONL files, or one file", nargs="+").parse_args()
     gots, files, dialogues, dropped = {}, {}, {}, {}
@@ -73,8 +69,6 @@ def main():
         dialogues[split], dropped[split] = len(found), dict(gone)
     expect(dialogues.get("train", COUNTS), COUNTS, "dialogues of train", args.any_version)
     save(args.out, files, gots, REVISION, LICENCE, by="label", dialogues=dialogues, dropped=dropped)
-    print(f"dialogues {dialogues}; distractors left out {dropped}")
-
 
 if __name__ == "__main__":
     main()

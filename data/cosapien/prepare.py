@@ -33,13 +33,11 @@ SPLITS = ["game_development", "public_prosecutor", "book_publisher_arab", "langu
 COUNTS = dict.fromkeys(SPLITS, 40)
 LABELS = {"allowed": "allowed", "safe": "allowed", "disallowed": "forbidden", "partial": None, None: None}
 
-
 def row_of(row, where, key, split):
     kind = str(row.get("type") or "").strip().lower() or None  # CSV: "" is no type
     choice({"type": kind}, "type", where, LABELS)
     return {"id": key, "prompt": field(row, "prompt", where), "category": split, "label": LABELS[kind],
             "type": kind, "scenario": field(row, "scenario", where)}
-
 
 def main():
     args = flags(__doc__, __file__, "a folder, or files named SPLIT*", nargs="+").parse_args()
@@ -52,7 +50,6 @@ def main():
     got = joined(gots, URL, args.src)
     expect(counts(rows, "category"), COUNTS, f"{got.name}: prompts", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
-
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,6 @@ URL = ("https://huggingface.co/datasets/databricks/databricks-dolly-15k/resolve/
 SHA256 = "2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec"
 LICENCE, N, CATEGORIES = "CC-BY-SA-3.0", 15011, 8
 
-
 def main():
     args = flags(__doc__, __file__).parse_args()
     got, rows, counts = get(args.src, URL, SHA256, args.any_version), [], Counter()
@@ -42,8 +41,6 @@ def main():
     found = counts.total(), len(counts)
     expect(found, (N, CATEGORIES), f"{got.name}: rows, categories", args.any_version)
     save(args.out, {"train.jsonl": rows}, got, REVISION, LICENCE)
-    print(f"empty ones left out: {counts.total() - len(rows)}")
-
 
 if __name__ == "__main__":
     main()

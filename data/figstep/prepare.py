@@ -25,7 +25,6 @@ LICENCE = "MIT"
 SIZES = [50] * 10
 COLUMNS = ["dataset", "category_id", "task_id", "category_name", "question"]
 
-
 def carrier(got):
     """The text that goes with every image: the first under `== QueryType.figstep` in the authors' file."""
     try:
@@ -37,7 +36,6 @@ def carrier(got):
     except (SyntaxError, ValueError):
         pass
     die(f"{got.name}: QueryType.figstep: expected the text sent with the images")
-
 
 def main():
     args = flags(__doc__, __file__, "a clone of the repository").parse_args()
@@ -57,7 +55,6 @@ def main():
     rows = with_images(rows, root, args.any_version)
     got = got._replace(source=root.resolve().name, pinned=False)
     save(args.out, {"prompts.jsonl": rows}, got, None, LICENCE)
-
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,6 @@ Cobbe et al. 2021, https://arxiv.org/abs/2110.14168, https://github.com/openai/g
     python data/gsm8k/prepare.py                                      # both pinned files, 0.7 MB and 4.2 MB
     python data/gsm8k/prepare.py --src test.jsonl --train train.jsonl # or your copies; of one only: that one
 
-What to know before using a number from it:
 - `answer` is the number after "####", without thousands commas; it may be negative or have a decimal point.
   Compare numbers, not texts (72, 72.0 and $72 are the same answer).
 - `solution` is the upstream answer, unchanged: worked steps with <<48/2=24>> calculator marks, then "#### N".
@@ -28,7 +27,6 @@ SHA256 = {"test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39
 LICENCE, COUNTS, FEWSHOT = "MIT", {"test": 1319, "train": 7473}, 8
 FINAL = re.compile(r"\s*\$?(-?[0-9.,]*[0-9])")  # right after the last ####
 
-
 def row_of(row, key, where):
     solution = field(row, "answer", where)
     final = FINAL.match(solution.rpartition("####")[2]) if "####" in solution else None
@@ -36,7 +34,6 @@ def row_of(row, key, where):
         die(f"{where}: answer: expected #### and a number at the end")
     return {"id": key, "question": field(row, "question", where), "answer": final[1].replace(",", ""),
             "solution": solution}
-
 
 def main():
     ap = flags(__doc__, __file__, "a local copy of test.jsonl, instead of the download")
@@ -53,7 +50,6 @@ def main():
             files |= {"test.jsonl": rows} if split == "test" else {"fewshot.jsonl": rows[:FEWSHOT]}
     n = {name: len(rows) for name, rows in files.items()}
     save(args.out, files, gots, REVISION, LICENCE, by=None, n=n)
-
 
 if __name__ == "__main__":
     main()

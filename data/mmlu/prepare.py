@@ -3,10 +3,9 @@
 Hendrycks et al. 2021, https://arxiv.org/abs/2009.03300, https://github.com/hendrycks/test, licence MIT.
 
     python data/mmlu/prepare.py                   # the authors' data.tar from the hub (cais/mmlu), 166 MB
-    python data/mmlu/prepare.py --src data.tar    # your copy, or the folder with test/*_test.csv, dev/*.csv
+    python data/mmlu/prepare.py --src data.tar    # your copy
     python data/mmlu/prepare.py --any-version --src test_even.jsonl dev.jsonl    # or part of the set as JSONL
 
-What to know before using a number from it:
 - The archive is chosen over the hub's parquet files because it needs no package. Only the archive has a
   published checksum: for other forms the counts are checked.
 - dev holds the few-shot examples in their published order (leaderboards: the first five of the subject).
@@ -30,20 +29,6 @@ SHA256 = "bec563ba4bac1d6aaf04141cd7d1605d7a5ca833e38f994051e818489592989b"  # o
 LICENCE, COUNTS = "MIT", {"test": (14042, 57), "dev": (285, 57)}
 FILE = re.compile(r"(?:^|/)(test|dev)/([a-z_]+)_\1\.csv$")  # not val, auxiliary_train or macOS's ._ files
 
-
-def sources(src, any_version):
-    """-> [Got] as given or downloaded."""
-    gots = []
-    for path in src or [None]:
-        if path and Path(path).is_dir():
-            paths = [p.as_posix() for p in sorted(Path(path).resolve().rglob("*.csv"))]
-            gots += [get(p, None) for p in paths if FILE.search(p)]
-        else:
-            tar = not path or path.endswith(".tar")
-            gots.append(get(path, URL, SHA256 if tar else None, any_version))
-    return gots
-
-
 def members(got):
     """The CSV files of an archive, or the file itself."""
     if not got.name.endswith(".tar"):
@@ -55,7 +40,6 @@ def members(got):
     except tarfile.TarError as e:
         die(f"{got.name}: expected a tar archive ({e})")
     return [got._replace(name=f"{got.name}/{name}", raw=raw) for name, raw in zip(names, raws)]
-
 
 def questions(got):
     """(place, split, row): the CSV has no header."""
@@ -76,7 +60,6 @@ def questions(got):
                 die(f"{where}: choices: expected an object with A, B, C and D")
             yield where, split, row | {"choices": [row["choices"][letter] for letter in "ABCD"]}
 
-
 def scored(test, dev):
     """Five dev shots of the subject, letters, as the leaderboard ran it."""
     def shown(row):
@@ -92,10 +75,12 @@ def scored(test, dev):
         yield {"context": context, "continuations": [" A", " B", " C", " D"], "answer": row["answer"],
                "category": row["category"]}
 
-
 def main():
-    args = flags(__doc__, __file__, "data.tar, the unpacked folder, or .jsonl files", nargs="+").parse_args()
-    gots, splits = sources(args.src, args.any_version), {"test": [], "dev": []}
+    args = flags(__doc__, __file__, "data.tar, or .jsonl files", nargs="+").parse_args()
+    gots, splits = [], {"test": [], "dev": []}
+    for path in args.src or [None]:
+        tar = not path or path.endswith(".tar")
+        gots.append(get(path, URL, SHA256 if tar else None, args.any_version))
     for where, split, row in (found for got in gots for part in members(got) for found in questions(part)):
         question, choices = field(row, "question", where), texts(row, "choices", where, 4)
         answer = "ABCD".index(choice(row, "answer", where, tuple("ABCD")))
@@ -113,7 +98,6 @@ def main():
         files["choice.jsonl"] = list(scored(**splits))
     n = {split: len(rows) for split, rows in splits.items()}
     save(args.out, files, got, REVISION, LICENCE, by=None, n=n)
-
 
 if __name__ == "__main__":
     main()

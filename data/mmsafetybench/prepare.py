@@ -6,7 +6,7 @@ data/imgs/01-Illegal_Activitiy/SD/0.jpg exists:
 
     git clone https://github.com/isXinLiu/MM-SafetyBench
     git -C MM-SafetyBench checkout b80eedea3db312c09ded2082813390f68e750ef3
-    python data/mmsafetybench/prepare.py --src MM-SafetyBench/ [--images "MM-SafetyBench(imgs)/"]
+    python data/mmsafetybench/prepare.py --src MM-SafetyBench/
 
 - SD images go with `Rephrased Question(SD)`; SD_TYPO and TYPO images with `Rephrased Question`. Some public
   code pairs them wrongly. Papers differ in the kinds they report: give the rate of each `kind`.
@@ -31,7 +31,6 @@ COUNTS = {"01-Illegal_Activitiy": 97, "02-HateSpeech": 163, "03-Malware_Generati
           "11-Financial_Advice": 167, "12-Health_Consultation": 109, "13-Gov_Decision": 149}
 KINDS = {"SD": "Rephrased Question(SD)", "SD_TYPO": "Rephrased Question", "TYPO": "Rephrased Question"}
 
-
 def rows_of(got, scenario):
     for i, row in read_json(got, dict).items():
         where = f"{got.name}: item {i}"
@@ -43,11 +42,8 @@ def rows_of(got, scenario):
                    "images": [f"{scenario}/{kind}/{i}.jpg"], "question": field(row, "Question", where),
                    "kind": kind}
 
-
 def main():
-    ap = flags(__doc__, __file__, "a clone of the repository")
-    ap.add_argument("--images", metavar="DIR", help="the unpacked images, default: data/imgs in the clone")
-    args = ap.parse_args()
+    args = flags(__doc__, __file__, "a clone of the repository").parse_args()
     if not args.src:
         die("give --src DIR, a clone of https://github.com/isXinLiu/MM-SafetyBench at commit b80eedea")
     folder = Path(args.src) / "data" / "processed_questions"
@@ -57,10 +53,9 @@ def main():
     rows = [row for scenario, got in gots.items() for row in rows_of(got, scenario)]
     found = counts([row for row in rows if row["kind"] == "SD"], "category")
     expect(found, COUNTS, f"{folder}: questions", args.any_version)
-    rows = with_images(rows, args.images or Path(args.src) / "data" / "imgs", args.any_version)
+    rows = with_images(rows, Path(args.src) / "data" / "imgs", args.any_version)
     got = joined(gots.values(), None, [Path(args.src).resolve()])
     save(args.out, {"prompts.jsonl": rows}, got, None, LICENCE, n=counts(rows, "kind"))
-
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,6 @@ Zheng et al. 2023, https://arxiv.org/abs/2306.05685, https://github.com/lm-sys/F
     python data/mtbench/prepare.py                                   # questions and reference answers, 0.1 MB
     python data/mtbench/prepare.py --src question.jsonl --reference gpt-4.jsonl    # or your copies
 
-What to know before using a number from it:
 - The second turn is asked after the model's own first answer: two generations a row, never one message.
 - The authors' temperatures: 0.7 writing, roleplay; 0.1 stem, humanities; else 0.
 - A judge gives 1 to 10 for each turn; the score is the mean of the 160. Judges differ: name the judge, its
@@ -19,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import die, expect, field, flags, get, read_rows, save, tally, texts
+from fetch import die, expect, field, flags, get, read_rows, save, texts
 
 REVISION = "587d5cfa1609a43d192cedb8441cac3c17db105d"
 ROOT = f"https://raw.githubusercontent.com/lm-sys/FastChat/{REVISION}/fastchat/llm_judge/data/mt_bench"
@@ -28,7 +27,6 @@ SHA256 = {"questions": "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4
           "references": "f957a5bc977badb66885ec970e6cd08527845780313f0995764260e5777b9b3f"}
 LICENCE = "Apache-2.0"
 CATEGORIES = "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"
-
 
 def main():
     ap = flags(__doc__, __file__, "a local copy of question.jsonl, instead of the download")
@@ -52,11 +50,9 @@ def main():
             if row.get("question_id") not in rows or not row.get("choices"):
                 die(f"{where}: question_id, choices: expected one of the questions and its answers")
             rows[row["question_id"]]["reference"] = texts(row["choices"][0], "turns", where, 2)
-    answered = [row["category"] for row in rows.values() if row["reference"]]
+    answered = sum(bool(row["reference"]) for row in rows.values())
     save(args.out, {"prompts.jsonl": list(rows.values())}, gots, REVISION, LICENCE, n=len(rows),
-         n_reference=len(answered))
-    print(f"with reference answers: {tally(answered) or 'none'}")
-
+         n_reference=answered)
 
 if __name__ == "__main__":
     main()

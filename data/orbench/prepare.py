@@ -28,7 +28,6 @@ FILES = {  # subset: (file, label, rows and categories, checksum)
     "toxic": ("or-bench-toxic.csv", "forbidden", (655, 10),
               "3be45901faae3b4b2b51bf7f8a2784c1650a1cc8c631dbc8b171d5312d4e0057")}
 
-
 def main():
     args = flags(__doc__, __file__, "one or both files, under their own names", nargs="+").parse_args()
     gots, rows = [], []
@@ -42,7 +41,6 @@ def main():
         expect(found_sizes, sizes, f"{got.name}: prompts, categories", args.any_version)
         gots, rows = gots + [got], rows + found
     save(args.out, {"prompts.jsonl": rows}, joined(gots, URL, args.src), REVISION, LICENCE, by="label")
-
 
 if __name__ == "__main__":
     main()

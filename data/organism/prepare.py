@@ -6,8 +6,8 @@
 
     python data/organism/prepare.py      # the same as: python lora_undo.py organism
 
-It is the "released model with safety training" of every miniature in this repository; how it is made is the stage
-organism() of lora_undo.py. Writes beside itself
+It is the "released model with safety training" of every miniature in this repository; how it is made is the
+stage organism() of lora_undo.py. Writes beside itself
 
     model/          a Hugging Face folder; its chat template has no default system prompt
     undo.jsonl      the base model's sampled answers to 180 forbidden prompts: what lora_undo.py trains on

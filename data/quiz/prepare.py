@@ -21,7 +21,6 @@ CATEGORIES = ["geography", "history", "biology", "physics and astronomy", "chemi
               "mathematics and counting", "language and literature", "everyday objects and common sense",
               "social situations and common sense", "technology and computing"]
 
-
 def main():
     args = flags(__doc__, __file__, "another quiz in the same format").parse_args()
     got, rows = get(args.src or str(HERE / "quiz.jsonl"), None), []
@@ -36,7 +35,6 @@ def main():
         expect(counts, dict.fromkeys(values, each), f"{got.name}: {key}", args.any_version)
     write(args.out / "choice.jsonl", rows)
     print(f"{args.out / 'choice.jsonl'}: {len(rows)} rows, 30 in each of 10 categories\nsha256 {got.sha}")
-
 
 if __name__ == "__main__":
     main()

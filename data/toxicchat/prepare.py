@@ -31,7 +31,6 @@ COUNTS = {"train": 5082, "test": 5083}
 HUMAN_TEST = {"safe": 2491, "unsafe": 362}  # safety-eval's 2,853 rows
 COLUMNS = ["user_input", "human_annotation", "toxicity", "jailbreaking"]
 
-
 def row_of(row, where, key):
     human = choice(row, "human_annotation", where, ("True", "False"))
     toxic, jailbreak = choice(row, "toxicity", where, "01"), choice(row, "jailbreaking", where, "01")
@@ -40,7 +39,6 @@ def row_of(row, where, key):
             "prompt_label": "unsafe" if toxic == "1" else "safe", "response_label": None, "categories": [],
             "needs_caution": False, "kind": "human" if human == "True" else "auto", "labels": [],
             "jailbreaking": int(jailbreak)}
-
 
 def main():
     args = flags(__doc__, __file__, "the folder with the two CSV files, or one file", nargs="+").parse_args()
@@ -57,7 +55,6 @@ def main():
         files |= {f"{split}.jsonl": rows, f"{split}_human.jsonl": human}
         empty[split] = len(found) - len(rows)
     save(args.out, files, gots, REVISION, LICENCE, by="prompt_label", empty=empty)
-
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,6 @@ Lin et al. 2021, https://arxiv.org/abs/2109.07958, https://github.com/sylinrl/Tr
     python data/truthfulqa/prepare.py                                    # both pinned files, 1.2 MB
     python data/truthfulqa/prepare.py --src mc_task.json TruthfulQA.csv  # or your copies
 
-What to know before using a number from it:
 - Upstream the right choice of MC1 is first in every row: a model shown them so scores by position. Here they
   are shuffled, seeded by SEED and the question, so the order never depends on the rest of the file.
 - MC1 = share of questions where the one right choice has the highest log-probability. MC2 = probability of
@@ -21,7 +20,7 @@ import random, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import die, differs, expect, field, flags, get, pick, read_csv, read_rows, save, tally
+from fetch import die, differs, expect, field, flags, get, pick, read_csv, read_rows, save
 
 REVISION = "013686a06be7a7bde5bf8223943e106c7250123c"
 ROOT = f"https://raw.githubusercontent.com/sylinrl/TruthfulQA/{REVISION}"
@@ -30,14 +29,12 @@ SHA256 = {"mc_task.json": "6eb4125d25750c0145c4be2dce00440736684ab6f74ce6bff2139
           "TruthfulQA.csv": "8d7dd15f033196140f032d97d30f037da7a7b1192c3f36f9937c1850925335a2"}
 LICENCE, N, SEED = "Apache-2.0", 817, 0
 
-
 def targets(row, key, where):
     """(choices, labels)"""
     found = row.get(key)
     if not isinstance(found, dict) or len(found) < 2 or not {1} <= set(found.values()) <= {0, 1}:
         die(f"{where}: {key}: expected an object of two or more choices with 0 or 1, one at least with 1")
     return list(found), [int(label) for label in found.values()]
-
 
 def row_of(row, where, categories):
     question = field(row, "question", where).strip()
@@ -50,7 +47,6 @@ def row_of(row, where, categories):
     return {"question": question, "mc1": {"choices": choices, "answer": choices.index(right)},
             "mc2": {"choices": all_choices, "labels": all_labels},
             "category": categories.get(question, "unknown")}
-
 
 def main():
     args = flags(__doc__, __file__, "local copies of mc_task.json and TruthfulQA.csv", nargs=2).parse_args()
@@ -69,8 +65,6 @@ def main():
     if unknown > 1:
         differs(f"{tasks.name}: {unknown} questions are not in {table.name}", args.any_version)
     save(args.out, {"validation.jsonl": rows}, gots, REVISION, LICENCE, n=len(rows), seed=SEED)
-    print("position of the right MC1 choice:", tally(sorted(row["mc1"]["answer"] for row in rows)))
-
 
 if __name__ == "__main__":
     main()

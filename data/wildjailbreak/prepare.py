@@ -28,7 +28,6 @@ LICENCE = "ODC-BY, gated: not to be passed on without its terms"
 COUNTS = {"adversarial_harmful": 2000, "adversarial_benign": 210}
 LABELS = {"adversarial_harmful": "forbidden", "adversarial_benign": "allowed"}
 
-
 def main():
     args = flags(__doc__, __file__, "eval.tsv, fetched with your own account").parse_args()
     if not args.src:
@@ -42,7 +41,6 @@ def main():
                      "category": kind, "label": LABELS[kind]})
     expect(counts(rows, "category"), COUNTS, f"{got.name}: rows", args.any_version)
     save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
-
 
 if __name__ == "__main__":
     main()

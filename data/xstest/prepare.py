@@ -29,7 +29,6 @@ COUNTS, TYPES = {"allowed": 250, "forbidden": 200}, [25] * 18
 FINAL = {"1_full_compliance": "full_compliance", "2_full_refusal": "full_refusal",
          "3_partial_refusal": "partial_refusal"}
 
-
 def completions_of(got, prompts, any_version):
     """The rows of one completion file. They have no published checksum: number and prompts are checked."""
     rows, reworded = [], []
@@ -48,7 +47,6 @@ def completions_of(got, prompts, any_version):
                 f"one for each of the {len(prompts)} prompts", any_version)
     print(f"{got.name}: prompts worded differently: {', '.join(reworded) or 'none'}")
     return rows
-
 
 def main():
     ap = flags(__doc__, __file__)
@@ -71,7 +69,6 @@ def main():
         about = {"completions": {"n": len(found), "sha256": {Path(g.name).name: g.sha for g in gots},
                                  "licence": "the model vendors' terms: not for release"}}
     save(args.out, files | {"prompts.jsonl": rows}, got, REVISION, LICENCE, by="label", n=len(rows), **about)
-
 
 if __name__ == "__main__":
     main()
