@@ -87,7 +87,8 @@ SOURCE = {  # set: {file: content}. The first one is the file that the tests of 
 PINS = {  # the published counts, turned into those of the small files
     "advbench": {"N": 2}, "refusalbench": {"COUNTS": {"tea": 2, "kites": 1}, "UNIQUE": 3},
     "harmbench": {"KINDS": {"standard": 1, "contextual": 1, "copyright": 1}, "DIFFERENT": 3},
-    "strongreject": {"COUNTS": {"Violence": 2}}, "xstest": {"COUNTS": {"allowed": 1, "forbidden": 1}, "TYPES": [1, 1]},
+    "strongreject": {"COUNTS": {"Violence": 2}},
+    "xstest": {"COUNTS": {"allowed": 1, "forbidden": 1}, "TYPES": [1, 1]},
     "simplesafetytests": {"SIZES": [[1, 1], [1, 1]]}, "orbench": {},
     "wildjailbreak": {"COUNTS": {"adversarial_harmful": 1, "adversarial_benign": 1}},
     "airbench": {"L2": {1: 2, 14: 1}, "L3_COUNT": 2, "L4_COUNT": 2},
