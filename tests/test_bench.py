@@ -1,7 +1,4 @@
-"""bench/: the same step is timed on both sides, and what is not the same is refused; no timing is asserted.
-
-    python -m pytest tests/test_bench.py
-"""
+"""bench/: the same step is timed on both sides, and what is not the same is refused. No timing is asserted."""
 import argparse
 import collections
 import importlib.util
