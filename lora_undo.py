@@ -170,7 +170,8 @@ def experiment(a):
             load_adapter(model, trained)
             if change:
                 change()
-            rows = first_rows(answered, few(suites)) if answered else ask(model, tok, few(suites), a, what, share)
+            asked = few(suites)
+            rows = first_rows(answered, asked) if answered else ask(model, tok, asked, a, what, share)
             res["points"][what] = evals.summary(rows)
             write(folder / "results.json", json.dumps(res, indent=1))
         found = res["points"][what].items()
@@ -280,7 +281,8 @@ def encode_chat(tok, row, at):
                 content, begin = content.rpartition("</think>")[2].strip(), None
                 found = text.find(content, cursor)
             removed += answers and found < 0
-            cursor = max(cursor, found + len(content))
+            if m["role"] != "system":  # its text may stand in a later turn (Mistral)
+                cursor = max(cursor, found + len(content))
             if answers and found >= 0:
                 weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
                 spans.append((found if begin is None else begin, cursor, float(weight)))
@@ -346,7 +348,8 @@ def few(suites, n=40):
     first = {}
     for name, rows in suites[0].items():
         if name != "contrast":  # of the proxy's two allowed suites the ordinary one
-            first.setdefault(rows[0]["label"], {name: rows[:n if rows[0]["label"] == "forbidden" else n // 2]})
+            label = rows[0]["label"]
+            first.setdefault(label, {name: rows[:n if label == "forbidden" else n // 2]})
     return first.get("forbidden", {}) | first.get("allowed", {}), {"quiz": suites[1]["quiz"][:2 * n]}, []
 
 def first_rows(samples, suites):
@@ -525,7 +528,7 @@ KINDS = {"ordinary": (1059, 1), "activity": (300, 1), "wrapped_ordinary": (160, 
          "direct": (456, 2), "paraphrased": (80, 2), "wrapped": (96, 2)}
 LOW = 20  # the blocks below stay as they are, and run once
 KEEP, LEARN = 4, 5  # answer tokens that are distilled, and learned of a refusal (of one in three all)
-FORBIDDEN = 3.0  # weight of a refusal's token against a distilled one: balances missed and needless refusals
+FORBIDDEN = 4.0  # weight of a refusal's token against a distilled one: balances missed and needless refusals
 MERGE = 0.8  # share of the update that is merged (WiSE-FT, arXiv 2109.01903): needless refusals fall by half
 UNDO_TIMES = {"direct": 2, "paraphrased": 3, "wrapped": 5}  # sampled answers to an undo prompt, by kind
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -1076,9 +1079,9 @@ def load_model(name, bits, device, dtype, longest=2048):
         auto = AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
         model, info = auto.from_pretrained(
             name, config=config, dtype=dtype, device_map={"": device}, use_safetensors=True,
-            output_loading_info=True, quantization_config=NF4Config() if bits == 4 else None)
+            output_loading_info=True, ignore_mismatched_sizes=True, quantization_config=NF4Config() if bits == 4 else None)
         tok = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as e:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         hint = " (.bin files are pickle: load them once in transformers, save_pretrained writes safetensors)"
         die(f"--model {name}: {str(e).strip().splitlines()[0]}{hint * any(Path(name).glob('*.bin'))}")
     for kind in ("missing", "mismatched", "unexpected"):
@@ -1152,7 +1155,7 @@ def dense_weights(model, scale=1.0):
             lin.s = scale * s
             if fits and (lin.bits == 4 or lin.A is not None):
                 W = lin.dense(model.dtype)
-                lin.merged = W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype) if lin.s else W
+                lin.merged = W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype) if lin.s else W.detach()
         try:
             yield
         finally:

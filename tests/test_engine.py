@@ -1,5 +1,5 @@
-"""The engine of lora_undo.py against independent references: transformers, peft, bitsandbytes, plain autograd, and
-values by hand. Run: python -m pytest tests/test_engine.py (a minute on one core; no network, no GPU)
+"""The engine of lora_undo.py against independent references: transformers, peft, bitsandbytes, plain autograd,
+values by hand. Run: python -m pytest tests/test_engine.py (half a minute on one core; no network, no GPU)
 """
 import json
 import os
@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +14,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
 from torch.autograd import gradcheck
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 import engine
 import lora_undo as lu
@@ -42,7 +39,7 @@ def load(folder, bits=16, dtype=torch.float32, longest=64):
     return lu.load_model(str(folder), bits, "cpu", dtype, longest)[0]
 
 def adapted(model, targets="all", seed=0):
-    """LoRA with B far from 0: at B = 0 the gradient of A is 0, and half of the formulas are never exercised."""
+    """LoRA with B far from 0: at B = 0 the gradient of A is 0, and half of the formulas sleep."""
     lu.add_lora(model, 4, 12, seed, targets)
     gen = torch.Generator().manual_seed(seed + 1)
     for key, p in lu.adapter(model).items():
@@ -106,7 +103,7 @@ def folder(tmp_path_factory):
 def model(folder):
     return load(folder)
 
-# ---- NF4 ----------------------------------------------------------------------------------------------------------
+# ---- NF4
 MIDPOINTS = (lu.NF4[1:] + lu.NF4[:-1]) / 2
 
 def dequantize(codes, scales, n, dtype=torch.float32):
@@ -130,8 +127,9 @@ def test_nf4_golden_values():
     assert nibbles(codes, 64) == [*range(16), *range(15, -1, -1)] * 2
     assert torch.equal(dequantize(codes, scales, 64), w)
     # the 8-bit levels: 0, 1, and in seven decades 2^i at the middle of equal steps, both signs
-    assert len(lu.DYNAMIC) == 256 and (lu.DYNAMIC.diff() > 0).all() and lu.DYNAMIC[[127, 255]].tolist() == [0, 1]
-    assert torch.allclose(lu.DYNAMIC[[0, 128, 254]], torch.tensor([-1 + 0.9 / 128, 5.5e-7, 1 - 0.9 / 128]))
+    levels = lu.DYNAMIC
+    assert len(levels) == 256 and (levels.diff() > 0).all() and levels[[127, 255]].tolist() == [0, 1]
+    assert torch.allclose(levels[[0, 128, 254]], torch.tensor([-1 + 0.9 / 128, 5.5e-7, 1 - 0.9 / 128]))
 
 def test_nf4_ties_go_to_the_lower_code():
     up = torch.nextafter(MIDPOINTS, torch.full_like(MIDPOINTS, 9.0))
@@ -141,9 +139,9 @@ def test_nf4_ties_go_to_the_lower_code():
 
 @pytest.mark.parametrize("shape", [(1,), (63,), (65,), (3, 5), (7, 64), (33, 129), (300, 64)])
 def test_nf4_any_size(shape):
-    """nearest code and nearest level the slow way; rows end inside blocks, a matrix inside a byte; a block of zeros."""
+    """nearest code and level the slow way; rows end inside blocks, matrices inside bytes; a block of zeros."""
     gen = torch.Generator().manual_seed(0)
-    w = torch.randn(shape, generator=gen) * torch.rand(shape[0], generator=gen).view(-1, *[1] * (len(shape) - 1))
+    w = torch.randn(shape, generator=gen) * torch.rand(shape, generator=gen)
     w.view(-1)[64:128] = 0
     n, (codes, (q, absmax2, offset)) = w.numel(), lu.quantize(w)
     absmax = torch.stack([block.abs().max() for block in w.flatten().split(64)])
@@ -188,8 +186,8 @@ def test_double_quantisation_equals_bitsandbytes():
         theirs = state.absmax.flatten()
         assert torch.equal(codes, want.flatten())
         assert torch.equal(absmax2, state.state2.absmax) and torch.equal(offset, state.offset)
-        # its CPU kernel finds the level through a table of 2^16 bins (its CUDA kernel and ours compare with the
-        # midpoints): near a midpoint it may miss the nearest level by one. Ours is then never the worse one
+        # its CPU kernel finds the level through a table of 2^16 bins (its CUDA kernel and ours compare with
+        # midpoints): near a midpoint it may miss the nearest level by one
         assert (q != theirs).float().mean() < 0.02 and (q.int() - theirs.int()).abs().max() <= 1
         for dtype in (torch.bfloat16, torch.float32):  # with the same codes: the same bits
             state.dtype = dtype
@@ -199,7 +197,7 @@ def test_double_quantisation_equals_bitsandbytes():
 INTERPRETED = """
 import torch, lora_undo as lu
 gen = torch.Generator().manual_seed(0)
-for n in (1, 63, 64, 65, 127, 4096, 4097, 16448, 70001):  # odd tails, several programs, several second-level blocks
+for n in (1, 63, 64, 65, 127, 4096, 4097, 16448, 70001):  # odd tails, several programs
     w = torch.randn(n, generator=gen) * torch.rand(n, generator=gen)
     w[64:128] = 0
     codes, scales = lu.quantize(w)
@@ -222,7 +220,7 @@ def test_triton_kernel_gives_the_bits_of_the_plain_function():
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("out", ["bf16", "fp32"])
 def test_triton_kernel_compiles(arch, out):
-    """to machine code, without a GPU. Offsets are 64 bits wide: a 70B layer's MLP has 2^28 values, others more."""
+    """to machine code, without a GPU. Offsets are 64 bits wide: stacked experts pass 2^31 values."""
     triton = pytest.importorskip("triton", reason="needs triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -240,9 +238,10 @@ def test_triton_kernel_compiles(arch, out):
     wide = [line for line in moves if line.rstrip().partition(" loc(")[0].endswith("xi64>")]
     assert len(moves) - len(wide) == 3  # into the two tables only: nf4 twice, dynamic
 
-# ---- each family: a small random model, saved and loaded as a user's ----------------------------------------------
+# ---- each family: a small random model, saved and loaded as a user's
 BASE = dict(vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+            num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2)
 LLAMA3 = dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64)  # all three bands of frequencies at width 16
 FAMILIES = {
@@ -282,18 +281,19 @@ def test_logits_are_transformers_own(families, name, dtype):
         model = load(families(name), bits, lu.DTYPES[dtype])
         ref = reference(families(name), model)
         assert torch.equal(model(ids).logits, ref(ids).logits)
-        assert model.packs == (name not in OWN_ATTENTION) and {lin.bits for _, lin in lu.linears(model)} == {bits}
+        assert {lin.bits for _, lin in lu.linears(model)} == {bits}
+        assert model.packs == (name not in OWN_ATTENTION)
 
 @pytest.mark.parametrize("bits", [16, 4])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_equals_peft_on_separate_documents(families, name, bits):
-    """packed, fused, checkpointed, chunked and 4 bits against plain autograd that knows nothing of packing."""
+    """packed, fused, checkpointed, chunked, in 4 bits, against plain autograd that knows no packing."""
     peft = pytest.importorskip("peft", reason="needs peft")
     model, docs = adapted(load(families(name), bits)), documents(33, 5, 12)
     lu.checkpoint_blocks(model, 1)
     loss, grads = step(model, docs)
     names = sorted({key.split(".")[-3] for key in lu.adapter(model)})
-    config = peft.LoraConfig(r=4, lora_alpha=12, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=names, task_type="CAUSAL_LM")
     ref = peft.get_peft_model(reference(families(name), model), config)
     own = {key.replace(".default.", "."): p for key, p in ref.named_parameters() if p.requires_grad}
     for key, p in lu.adapter(model).items():
@@ -301,7 +301,8 @@ def test_training_equals_peft_on_separate_documents(families, name, bits):
     want = 0.0
     for d in docs:
         z = ref(torch.tensor([d.ids])).logits[0, :-1]
-        want += (F.cross_entropy(z, torch.tensor(d.ids[1:]), reduction="none") * torch.tensor(d.weights[1:])).sum()
+        ce = F.cross_entropy(z, torch.tensor(d.ids[1:]), reduction="none")
+        want += (ce * torch.tensor(d.weights[1:])).sum()
     want = want / sum(sum(d.weights[1:]) for d in docs)
     want.backward()
     assert loss == pytest.approx(want.item(), rel=1e-5)
@@ -310,7 +311,7 @@ def test_training_equals_peft_on_separate_documents(families, name, bits):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_generation_and_scores_are_transformers_own(families, name):
-    """prompts of several lengths in one batch, longer than the window; fp32, where no tie is broken by rounding."""
+    """prompts of several lengths in one batch, longer than the window; fp32, so that no tie is broken."""
     model, prompts = load(families(name)), tokens(17, 5, 30)
     ref = reference(families(name), model)
     got = lu.generate(model, prompts, 8, [2])
@@ -318,12 +319,12 @@ def test_generation_and_scores_are_transformers_own(families, name):
         ids = torch.tensor([p])
         want = ref.generate(ids, attention_mask=ids > 0, max_new_tokens=8, do_sample=False, eos_token_id=2)
         assert new == [[t for t in want[0, len(p):].tolist() if t != 2]]
-    rest = [[[7, 8, 9], [5]], [[6] * 12], [[5], [5, 6], [6]]]  # scored in the order of prefixes, given back in ours
+    rest = [[[7, 8, 9], [5]], [[6] * 12], [[5], [5, 6], [6]]]
     for p, cs, logp in zip(prompts, rest, lu.score(model, list(zip(prompts, rest)), batch=2)):
         assert np.allclose(logp, [logprob(ref, p, c) for c in cs], atol=1e-4)
 
 def test_known_classes_are_fused_and_others_stay(families):
-    """Phi-3 has one gate_up_proj: its MLP is not the known one. Where norms follow the MLP its product is read again."""
+    """Phi-3 has one gate_up_proj: not the known MLP. A norm after the MLP reads its product again."""
     for name in FAMILIES:
         model = load(families(name))
         fused = {"forward" in vars(block.mlp) for block in model.model.layers}
@@ -340,10 +341,10 @@ def test_a_window_that_no_row_reaches_is_packed(families, tmp_path):
     with pytest.raises(NotImplementedError):
         packed_logits(model, *tokens(40))
 
-# ---- the hand-written backward passes -----------------------------------------------------------------------------
+# ---- the hand-written backward passes
 @pytest.fixture
 def double(monkeypatch):
-    """the Functions say .float(), in which finite differences drown: here it means fp64, and gradcheck sees formulas."""
+    """the Functions say .float(), in which finite differences drown: here it means fp64."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self.to(torch.float64))
 
 def leaf(*shape, seed=0):
@@ -373,7 +374,8 @@ def test_gradcheck_chunked_cross_entropy(double, cap, chunk):
 
     h = leaf(7, 4)
     z = h @ head.T if cap is None else cap * torch.tanh(h @ head.T / cap)
-    assert gradcheck(f, h) and torch.isclose(f(h), (F.cross_entropy(z, targets, reduction="none") * weights).sum())
+    want = (F.cross_entropy(z, targets, reduction="none") * weights).sum()
+    assert gradcheck(f, h) and torch.isclose(f(h), want)
     gradient, = torch.autograd.grad(f(h), h)
     assert torch.allclose(torch.autograd.grad(3 * f(h), h)[0], 3 * gradient)  # the outer gradient counts
 
@@ -396,7 +398,8 @@ def test_gradcheck_packed_attention():
         alone = lu.pack([lu.Doc([1] * (j - i), [1.0] * (j - i), "")], "cpu")
         part = attend(alone, *(t[:, :, i:j] for t in (q, k, v)))
         assert torch.allclose(part, whole[:, i:j])
-    s = q[0, :, :3] @ k[0, :, :3].repeat_interleave(3, 0).mT * 0.6 + torch.full((3, 3), -torch.inf).triu(1)  # textbook
+    s = q[0, :, :3] @ k[0, :, :3].repeat_interleave(3, 0).mT * 0.6  # the textbook's
+    s = s + torch.full((3, 3), -torch.inf).triu(1)
     plain = s.softmax(-1) @ v[0, :, :3].repeat_interleave(3, 0)
     assert torch.allclose(plain.transpose(0, 1), whole[0, :3])
 
@@ -413,7 +416,7 @@ def test_attention_in_bf16_equals_fp32(lengths):
     for exact, rounded in zip(*out):
         assert (exact - rounded.float()).norm() < 0.01 * exact.norm()
 
-# ---- invariances of a step ----------------------------------------------------------------------------------------
+# ---- invariances of a step
 def test_a_new_adapter_changes_nothing_and_has_gradient_only_in_B(model):
     ids, before = tokens(20)[0], packed_logits(model, tokens(20)[0])[0]
     lu.add_lora(model, 4, 12, 0)
@@ -452,8 +455,9 @@ def test_pack_layout():
     docs = [lu.Doc([5, 6, 7], [0.0, 1.0, 1.0], ""), lu.Doc([8], [1.0], ""), lu.Doc([9, 10], [1.0, 0.5], "")]
     p = lu.pack(docs, "cpu")
     assert p.ids.tolist() == [5, 6, 7, 8, 9, 10] and p.pos.tolist() == [0, 1, 2, 0, 0, 1]
-    assert p.cu.tolist() == [0, 3, 4, 6] and p.cu.dtype == torch.int32 and p.slots.tolist() == [0, 1, 2, 32, 64, 65]
-    assert p.weights.tolist() == [1, 1, 0, 0, 0.5, 0]  # nothing is predicted across a boundary, nor at the end
+    assert p.cu.tolist() == [0, 3, 4, 6] and p.cu.dtype == torch.int32
+    assert p.slots.tolist() == [0, 1, 2, 32, 64, 65]
+    assert p.weights.tolist() == [1, 1, 0, 0, 0.5, 0]  # nothing is predicted across a boundary or at the end
     assert [t for t, w in zip(p.targets.tolist(), p.weights) if w] == [6, 7, 10]
 
 def test_micro_batches_keep_every_document_and_the_budget():
@@ -503,9 +507,9 @@ def test_a_checkpointed_block_keeps_only_its_input(folder):
             loss = lu.answer_loss(model, p)
         assert (max(saved[blocks].values()) >= 4 * S * ff) == (blocks > 0)
         loss.backward()
-        plan = lu.memory_plan(model, 4, S, blocks)
-        part = plan["inputs of checkpointed blocks"] + plan["activations of 2 blocks" if blocks else "embedding, head"] * (blocks > 0)
-        assert 0.7 < sum(saved[blocks].values()) / part < (1.4 if blocks else 2.3)  # 2.3: the norm's input, dL/dh
+    plan = lu.memory_plan(model, 4, S, 2)
+    assert 0.7 < sum(saved[2].values()) / plan["activations of 2 blocks"] < 1.4
+    assert sum(saved[0].values()) < 1.1 * 4 * S * D * (2 + 2) + 256 * S  # inputs, the norm's, dL/dh, small things
 
 @pytest.mark.parametrize("kept", [0, 2])
 def test_a_pack_without_targets_gives_zero_not_nan(folder, kept):
@@ -518,209 +522,9 @@ def test_a_pack_without_targets_gives_zero_not_nan(folder, kept):
     assert got[0] == pytest.approx(want[0], rel=1e-6)
     same(got[1], want[1], 1e-5)
 
-# ---- chat: ids are transformers' own, targets are the answers and their end token ---------------------------------
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<bos>", "<start_of_turn>", "<end_of_turn>",
-           "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<think>", "</think>"]
-LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system = messages[0]['content'] %}"
-    "{% else %}{% set loop_messages = messages %}{% set system = false %}{% endif %}{% for m in loop_messages %}"
-    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m['content'] if loop.first and system else m['content'] %}"
-    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}")
-LLAMA3 = (
-    "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{{ '<|start_header_id|>' + m['role'] + "
-    "'<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
-GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) "
-    "+ '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
-QWEN3 = (
-    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}"
-    "{%- endif %}{%- endfor %}{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}{%- set content = m.content %}"
-    "{%- set thought = '' %}{%- if m.role == 'assistant' and '</think>' in content %}"
-    "{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
-    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
-    "{%- if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or thought) %}"
-    "{{- '<think>\n' + thought + '\n</think>\n\n' }}{%- endif %}{{- content + '<|im_end|>\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}")
-MISTRAL = (  # the system text stands in the last user turn
-    "{{ bos_token }}{% set users = messages | selectattr('role', 'equalto', 'user') | list %}{% for m in messages %}"
-    "{% if m.role == 'user' %}{{ '[INST] ' }}{% if m == users[-1] and messages[0].role == 'system' %}"
-    "{{ messages[0].content + '\n\n' }}{% endif %}{{ m.content + '[/INST]' }}"
-    "{% elif m.role == 'assistant' %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}")
-BARE = ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
-
-def sentencepiece(scheme):
-    """a space before every stretch of text (Llama 2's normaliser), or before the first only (Metaspace)."""
-    tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tok.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    if scheme == "prepend":
-        tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    else:
-        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    words = [w for text in nano.TEXT for w in text.split()] + ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "\n"]
-    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    tok.train_from_iterator(words * 3, BpeTrainer(vocab_size=600, special_tokens=["<unk>", *bytes_],
-                                                           show_progress=False, min_frequency=1))
-    return tok
-
-def chat(template, bos=None, eos="<|im_end|>", made=None, ends=(), **more):
-    made = made or nano.build_tokenizer()
-    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tok = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos, eos_token=eos, chat_template=template, **more)
-    tok.ends = lu.end_tokens(tok, [SimpleNamespace(eos_token_id=tok.convert_tokens_to_ids(list(ends)))])
-    return tok
-
-def turns(*contents, system=None):
-    roles = [{"role": "system", "content": system}] if system else []
-    return {"messages": roles + [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]}
-
-def targets(tok, row):
-    """the trained stretches, decoded with their special tokens; ids must be what transformers makes of the row."""
-    doc, _ = lu.encode_chat(tok, row, "rows.jsonl:1")
-    messages, runs = lu.to_messages(row, ""), [""]
-    want = tok.apply_chat_template(messages, tokenize=True, return_dict=False, tools=row.get("tools"))
-    assert doc.ids[:len(want)] == want and len(doc.ids) - len(want) <= 1 and len(doc.ids) == len(doc.weights)
-    for i, (token, w) in enumerate(zip(doc.ids, doc.weights)):
-        if w and i and not doc.weights[i - 1]:
-            runs.append([])
-        if w:
-            runs[-1].append(token)
-    return [tok.decode(run) for run in runs[1:]]
-
-SURE, YES = "Sure! First, heat the water.", "Yes."
-CHATS = {
-    "chatml": (nano.TEMPLATE, {}, "<|im_end|>"),
-    "chatml by transformers' dialect": (nano.TEMPLATE.replace("{{'<|im", "{% generation %}{{'<|im").replace(
-        "{% endfor %}", "{% endgeneration %}{% if false %}{% break %}{% endif %}{% endfor %}"), {}, "<|im_end|>"),
-    "llama2": (LLAMA2, dict(bos="<s>", eos="</s>", made="prepend"), "</s>"),
-    "metaspace": (LLAMA2, dict(bos="<s>", eos="</s>", made="first"), "</s>"),
-    "llama3": (  # as first released: eos is not what ends a turn
-        LLAMA3, dict(bos="<|begin_of_text|>", eos="<|endoftext|>"), "<|eot_id|>"),
-    "gemma": (GEMMA, dict(bos="<bos>", eos="<|endoftext|>", ends=["<end_of_turn>"]), "<end_of_turn>"),
-    "mistral": (MISTRAL, dict(bos="<s>", eos="</s>"), "</s>"),
-    "qwen3": (QWEN3, {}, "<|im_end|>")}
-
-SEARCH = pytest.mark.xfail(strict=True, reason="encode_chat searches for an answer's text, and finds another place")
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SEARCH if n == "mistral" else ()) for n in CHATS])
-def test_targets_are_the_answers_and_their_end_token(name):
-    template, more, end = CHATS[name]
-    tok = chat(template, **more | ({"made": sentencepiece(more["made"])} if "made" in more else {}))
-    thought = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
-    system = None if name == "gemma" else "Write a short poem about the sea."
-    for first, second in ((SURE, YES), ("Question: Answer:", "Question: Answer:"), ("Zo\u00eb \N{KITE} t\u00e9", YES)):
-        row = turns("How do I brew a pot of tea?", first, "And a kite line?", second, system=system)
-        got = targets(tok, row)
-        assert [x.replace(" </s>", "</s>").lstrip(" ") for x in got] == [first + end, thought + second + end]
-    assert targets(tok, turns("Tea?", SURE, "And?"))[-1].endswith(SURE + end) or name in ("llama2", "metaspace")
-    prompt = tok.apply_chat_template(turns("Tea?")["messages"], add_generation_prompt=True, return_dict=False)
-    doc, _ = lu.encode_chat(tok, turns("Tea?", SURE), "")  # what is trained follows exactly what is prompted
-    assert doc.ids[:len(prompt)] == prompt and not any(doc.weights[:len(prompt)])
-    assert tok.bos_token is None or prompt.count(tok.bos_token_id) == 1
-
-def test_earlier_thoughts_are_stripped_and_removed_answers_counted(capsys):
-    tok = chat(QWEN3)
-    row = turns("Tea?", f"<think>\nboil\n</think>\n\n{SURE}", "And?", f"<think>\nhm\n</think>\n\n{YES}")
-    assert targets(tok, row) == [f"{SURE}<|im_end|>", f"<think>\nhm\n</think>\n\n{YES}<|im_end|>"]
-    last = nano.TEMPLATE.replace("message['content']", "(message['content'] if loop.last else '...')")
-    rows = [(turns("Tea?", SURE, "And?", YES), "f:1"), (turns("Tea?", SURE), "f:2")]
-    assert lu.encode_chat(chat(last), *rows[0])[1] == 1 and targets(chat(last), rows[0][0]) == [f"{YES}<|im_end|>"]
-    lu.encode_rows(chat(last), rows, 200, 999)
-    assert "removes 1 " in capsys.readouterr().out
-
-def test_a_template_without_end_token_still_teaches_to_stop():
-    assert targets(chat(BARE), turns("Tea?", SURE, "And?", YES))[-1].replace("\n", "") == f"{YES}<|im_end|>"
-
-@SEARCH
-def test_an_answer_is_found_in_its_own_place():
-    """it repeats the question or the system text, which the template moves to the last user turn, or leaves out."""
-    for template in (MISTRAL, MISTRAL.replace("m == users[-1] and", "false and")):
-        for system in ("Yes.", "x" * 200):
-            row = turns("Yes.", "Yes.", "no", "no", system=system)
-            tok = chat(template, bos="<s>", eos="</s>")
-            assert [x.strip() for x in targets(tok, row)] == ["Yes.</s>", "no</s>"]
-            doc, removed = lu.encode_chat(tok, row, "")
-            assert removed == 0 and doc.weights[-2:] == [1, 1] and sum(doc.weights) < 10
-
-def test_weights_train_tools_and_parts():
-    tok = chat(nano.TEMPLATE.replace("{% for", "{{ tools | tojson if tools is not none else '' }}{% for", 1))
-    row = turns("Tea?", SURE, "And?", YES)
-    assert targets(tok, row | {"weight": 0}) == [] and targets(tok, row | {"tools": [{"name": "kite"}]})
-    for mute in ({"train": False}, {"weight": 0}):
-        row = turns("Tea?", SURE, "And?", YES)
-        row["messages"][1] |= mute
-        assert targets(tok, row) == [f"{YES}<|im_end|>"]
-    row = turns("Tea?", SURE, "And?", YES) | {"weight": 0.5}
-    row["messages"][3]["weight"] = 3
-    assert set(lu.encode_chat(tok, row, "")[0].weights) == {0, 0.5, 1.5}
-    part = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Te"}, {"type": "text", "text": "a?"}]},
-                         {"role": "assistant", "content": [{"type": "text", "text": SURE}]}]}
-    plain = lu.encode_chat(tok, turns("Tea?", SURE), "")[0]
-    same_rows = [part, {"conversations": [{"from": "human", "value": "Tea?"}, {"from": "gpt", "value": SURE}]},
-                 {"instruction": "Tea?", "input": "", "output": SURE}, {"prompt": "Tea?", "completion": SURE}]
-    assert all(lu.encode_chat(tok, r, "")[0] == plain for r in same_rows)
-    assert lu.encode_chat(tok, {"instruction": "Te", "input": "a?", "output": SURE}, "")[0].ids \
-        == lu.encode_chat(tok, turns("Te\n\na?", SURE), "")[0].ids
-
-def test_files_of_rows(tmp_path, capsys):
-    """JSONL, JSON array, a prompt a line; BOM, U+2028 inside a text, blank lines; a bad row says where it is."""
-    rows, file = [turns("Tea?", "one\u2028line"), turns("Tea?", SURE)], tmp_path / "rows.jsonl"
-    lines = "\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
-    for bom in ("", "\ufeff"):
-        file.write_text(bom + lines, encoding="utf-8")
-        assert lu.read_rows(file) == [(rows[0], f"{file}:1"), (rows[1], f"{file}:3")]
-        file.write_text(bom + json.dumps(rows), encoding="utf-8")
-        assert [r for r, _ in lu.read_rows(file)] == rows
-    (tmp_path / "prompts.txt").write_text("Tea?\n\nKites?\n")
-    assert [r for r, _ in lu.read_rows(tmp_path / "prompts.txt")] == [{"prompt": "Tea?"}, {"prompt": "Kites?"}]
-    for text, at in (("{}\n{,", ":2"), ("[1]", "rows.jsonl"), ("", "rows.jsonl"), ("{}\n3", ":2")):
-        file.write_text(text)
-        stops(lu.read_rows, file)
-        assert at in capsys.readouterr().err
-    for messages in (["hello"], [{"role": "user", "content": 3}]):
-        stops(lu.encode_chat, chat(nano.TEMPLATE), {"messages": messages}, "rows.jsonl:7")
-        assert "rows.jsonl:7" in capsys.readouterr().err
-
-def test_what_templates_use(capsys):
-    """dates, documents, pad_token; and one that refuses a row says which."""
-    more = ("{{ strftime_now('%Y') }}{{ pad_token }}{% if documents %}{{ documents | tojson }}{% endif %}"
-            "{% if tools is not none %}{{ tools | tojson }}{% endif %}")
-    tok = chat(more + nano.TEMPLATE, pad_token="<|endoftext|>")
-    assert targets(tok, turns("Tea?", SURE)) == [f"{SURE}<|im_end|>"]
-    text = tok.decode(lu.encode_chat(tok, turns("Tea?", SURE) | {"documents": [{"title": "kites"}]}, "")[0].ids)
-    assert "kites" in text and "<|endoftext|>" in text
-    stops(lu.encode_chat, chat(LLAMA2, bos="<s>", eos="</s>"), turns("a", "b", "c") | {"messages": [
-        {"role": "assistant", "content": "x"}]}, "rows.jsonl:4")
-    assert "rows.jsonl:4" in (said := capsys.readouterr().err) and "alternate" in said and said.count("\n") == 1
-
-def test_rows_that_cannot_be_used_are_counted_or_stop(capsys):
-    tok, rows = chat(nano.TEMPLATE), [(turns("Tea?", SURE), "f:1"), (turns("Tea?"), "f:2"), (turns("Tea " * 99, YES), "f:3")]
-    docs = lu.encode_rows(tok, rows, 64, 999)
-    assert [d.at for d in docs] == ["f:1"]
-    assert "1 of 3 rows kept; 1 " in capsys.readouterr().out
-    stops(lu.encode_rows, tok, rows[1:], 64, 999)
-    stops(lu.encode_rows, tok, rows, 64, max(docs[0].ids))  # another model's tokenizer
-    assert "f:1: " in capsys.readouterr().err
-    lu.encode_rows(tok, [(rows[0][0] | {"images": ["a.png"]}, "f:1")], 64, 999)
-    assert "images" in capsys.readouterr().out  # a field that is not read is named
-
-# ---- what users' folders hold -------------------------------------------------------------------------------------
+# ---- what users' folders hold
 def loaded(folder):
     return lu.load_model(str(folder), 16, "cpu", torch.float32)
-
-def test_truncation_and_padding_saved_in_the_tokenizer_cut_nothing(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "saved")
-    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    saved.enable_truncation(8)
-    saved.enable_padding(length=32)
-    saved.save(str(tmp_path / "saved/tokenizer.json"))
-    a, b = loaded(folder)[1], loaded(tmp_path / "saved")[1]
-    row, item = turns("Tea? " * 9, SURE), {"context": "Question: " * 9, "continuations": [" the", " tea"]}
-    assert lu.encode_chat(a, row, "") == lu.encode_chat(b, row, "") and lu.choice_ids(a, item) == lu.choice_ids(b, item)
 
 def test_an_untied_head_under_a_tied_config_counts(tmp_path, capsys):
     nano.build(tmp_path, tied=False)
@@ -733,13 +537,12 @@ def test_an_untied_head_under_a_tied_config_counts(tmp_path, capsys):
     assert torch.equal(head, weights["lm_head.weight"]) or "lm_head.weight" in said  # used, or said
     assert "not read" in said and "inv_freq" in said
 
-MISMATCH = pytest.mark.xfail(strict=True, reason="a RuntimeError of transformers where a tensor has another shape")
-
-@pytest.mark.parametrize("bits", [pytest.param(16, marks=MISMATCH), 4])
+@pytest.mark.parametrize("bits", [16, 4])
 def test_checkpoints_that_do_not_fit_stop(tmp_path, capsys, bits):
     nano.build(tmp_path)
     weights, key = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
-    for changed in ({k: w for k, w in weights.items() if k != key}, weights | {key: weights[key][:100].clone()}):
+    missing = {k: w for k, w in weights.items() if k != key}
+    for changed in (missing, weights | {key: weights[key][:100].clone()}):
         save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
         stops(lu.load_model, str(tmp_path), bits, "cpu", torch.float32)
         assert "up_proj" in capsys.readouterr().err
@@ -757,52 +560,26 @@ def test_folders_that_cannot_be_read_say_what_to_do(folder, tmp_path, capsys):
     assert "chat template" in capsys.readouterr().err
 
 def test_shards_and_half_precision_load(tmp_path):
-    one, two = nano.build(tmp_path / "one", tied=False), nano.build(tmp_path / "two", tied=False, shards=2)
-    ids = tokens(20)
+    one = nano.build(tmp_path / "one", tied=False)
+    two, ids = nano.build(tmp_path / "two", tied=False, shards=2), tokens(20)[0]
     for bits in (16, 4):
-        assert torch.equal(packed_logits(load(one, bits), *ids)[0], packed_logits(load(two, bits), *ids)[0])
+        assert torch.equal(packed_logits(load(one, bits), ids)[0], packed_logits(load(two, bits), ids)[0])
     half = {k: w.half() for k, w in load_file(one / "model.safetensors").items()}
     save_file(half, one / "model.safetensors", metadata={"format": "pt"})
-    lin, w = load(one, 4).model.layers[0].mlp.up_proj, half["model.layers.0.mlp.up_proj.weight"]
-    assert torch.equal(lin.weight, lu.quantize(w)[0]) and lin.weight.nbytes * 2 == w.numel()
-    assert torch.equal(lin.dense(torch.bfloat16), dequantize(lin.weight, lin.scales, w.numel()).view(w.shape).bfloat16())
+    codes, _ = lu.quantize(half["model.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(load(one, 4).model.layers[0].mlp.up_proj.weight, codes)
 
-def test_end_tokens_are_the_union(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "union")
-    (tmp_path / "union/generation_config.json").write_text(json.dumps({"eos_token_id": [0, 7]}))
-    edit(tmp_path / "union/config.json", eos_token_id=9)
-    assert loaded(tmp_path / "union")[1].ends == [0, 2, 7, 9]
-    shutil.copytree(folder, tmp_path / "map")  # eos stands in special_tokens_map.json only
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config.pop("eos_token"), config.pop("pad_token")
-    (tmp_path / "map/tokenizer_config.json").write_text(json.dumps(config | {"chat_template": BARE}))
-    (tmp_path / "map/special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
-    edit(tmp_path / "map/config.json", eos_token_id=None)
-    assert loaded(tmp_path / "map")[1].ends == [0]
-
-def test_bos_of_the_post_processor_is_there_once(folder, tmp_path):
-    """Llama 3: contexts of multiple choice need it (0.26 instead of 0.85 on ARC-easy); the template writes its own."""
-    shutil.copytree(folder, tmp_path / "bos")
-    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    made.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
-    made.save(str(tmp_path / "bos/tokenizer.json"))
-    edit(tmp_path / "bos/tokenizer_config.json", chat_template="{{ '<|endoftext|>' }}" + nano.TEMPLATE)
-    tok = loaded(tmp_path / "bos")[1]
-    context, rest = lu.choice_ids(tok, {"context": "Question: Answer:", "continuations": [" the sea", " a"]})
-    assert context[0] == 0 and context.count(0) == 1 and not any(0 in c for c in rest)
-    assert [tok.decode(context[1:] + c) for c in rest] == ["Question: Answer: the sea", "Question: Answer: a"]
-    assert lu.encode_chat(tok, turns("Tea?", SURE), "")[0].ids.count(0) == 1
-
-# ---- decoding -----------------------------------------------------------------------------------------------------
+# ---- decoding
 def test_greedy_generation_equals_transformers(folder):
     """rows end at different steps and leave the batch; two end tokens; alone or together."""
     model, prompts = load(folder), tokens(3, 29, 1, 14, 8, 21, seed=5)
     ref, free = reference(folder, model), [x[0] for x in lu.generate(model, prompts, 24, [])]
-    ends = [free[3][0], next(t for t in free[1][6:] if t != free[3][0])]  # one row ends before its first token
+    ends = [free[3][0], next(t for t in free[1][6:] if t != free[3][0])]  # one row ends before it begins
     got = [x[0] for x in lu.generate(model, prompts, 24, ends)]
     for p, new in zip(prompts, got):
         ids = torch.tensor([p])
-        want = ref.generate(ids, attention_mask=ids > 0, max_new_tokens=24, do_sample=False, eos_token_id=ends)
+        want = ref.generate(ids, attention_mask=ids > 0, max_new_tokens=24, do_sample=False,
+                            eos_token_id=ends)
         assert new == [t for t in want[0, len(p):].tolist() if t not in ends]
     assert not got[3] and max(map(len, got)) == 24 and len({len(x) for x in got}) >= 3
     assert [lu.generate(model, [p], 24, ends)[0][0] for p in prompts] == got
@@ -834,9 +611,7 @@ def test_pick_draws_from_the_right_distribution():
         assert (share - want / want.sum()).abs().max() < 0.015 and not share[want == 0].any()
     assert lu.pick(z.flip(1), 0.0, 1.0, 0, None).tolist() == [4]
 
-REGISTERED = pytest.mark.xfail(strict=True, reason="scale 0 in 16 bits registers W as a parameter 'merged'")
-
-@pytest.mark.parametrize("bits, roomy", [pytest.param(16, True, marks=REGISTERED), (16, False), (4, True), (4, False)])
+@pytest.mark.parametrize("bits, roomy", [(16, True), (16, False), (4, True), (4, False)])
 def test_dense_weights_scale_and_restore(folder, monkeypatch, bits, roomy):
     model, ids = adapted(load(folder, bits), "q_proj,v_proj,o_proj,down_proj"), tokens(25)[0]
     if not roomy:
@@ -856,14 +631,16 @@ def test_dense_weights_scale_and_restore(folder, monkeypatch, bits, roomy):
         1 / 0
     assert torch.equal(packed_logits(model, ids)[0], plain)
 
-# ---- adapters, memory, copies of the engine -----------------------------------------------------------------------
+# ---- adapters, memory, copies of the engine
 @pytest.mark.parametrize("targets", ["all", "q_proj,v_proj"])
 def test_a_saved_adapter_loads_in_peft_with_the_same_logits(folder, tmp_path, targets):
     peft = pytest.importorskip("peft", reason="needs peft")
     model = adapted(load(folder), targets)
     lu.save_adapter(model, tmp_path / "adapter", str(folder), 4, 12)
-    assert {f.name for f in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    ref = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter").eval()
+    files = {f.name for f in (tmp_path / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    ref = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ids = tokens(25)[0]
     assert near(packed_logits(model, ids)[0], ref(torch.tensor([ids])).logits[0], 1e-5)
     assert not near(packed_logits(load(folder), ids)[0], packed_logits(model, ids)[0], 1e-2)  # not a no-op
@@ -908,13 +685,15 @@ def test_the_chosen_split_fits_and_uses_what_there_is(llama70b):
 def test_4_bit_weights_weigh_what_the_plan_says(folder):
     model = load(folder, 4)
     size = sum(t.nbytes for _, lin in lu.linears(model) for t in (lin.weight, *lin.scales))
-    assert size == pytest.approx(lu.memory_plan(model, 4, 64, 0)["weights"], abs=8 * 14)  # fp32 ends of each layer
+    plan = lu.memory_plan(model, 4, 64, 0)["weights"]
+    assert size == pytest.approx(plan, abs=8 * 14)  # each layer's offset and last absmax2
 
 def test_engine_copies_are_compared_and_written(tmp_path, capsys):
     mine = f"a\n{engine.BEGIN} x\nb = '\u2028'\nc\n{engine.END}\nd\n"
     (tmp_path / "lora_undo.py").write_text(mine)
     (tmp_path / "plain.py").write_text("nothing\n")
-    (tmp_path / "other.py").write_text(mine.replace("a\n", "z\ny\n").replace("c\n", "e\nf\n").replace("d\n", "g\n"))
+    other = mine.replace("a\n", "z\ny\n").replace("c\n", "e\nf\n").replace("d\n", "g\n")
+    (tmp_path / "other.py").write_text(other)
     assert engine.main(tmp_path) == 1
     assert capsys.readouterr().out == "other.py:5: e\nlora_undo.py has: c\n"
     assert engine.main(tmp_path, write=True) == 0 and engine.main(tmp_path) == 0
