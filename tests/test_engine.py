@@ -1,4 +1,4 @@
-"""The engine of lora_undo.py against independent references: transformers, peft, bitsandbytes, plain autograd,
+"""The engine of lora_undo.py against independent references: transformers, peft, bitsandbytes, autograd,
 values by hand. Run: python -m pytest tests/test_engine.py (half a minute on one core; no network, no GPU)
 """
 import json
@@ -139,7 +139,7 @@ def test_nf4_ties_go_to_the_lower_code():
 
 @pytest.mark.parametrize("shape", [(1,), (63,), (65,), (3, 5), (7, 64), (33, 129), (300, 64)])
 def test_nf4_any_size(shape):
-    """nearest code and level the slow way; rows end inside blocks, matrices inside bytes; a block of zeros."""
+    """nearest code and level the slow way; rows end inside blocks, matrices in bytes; a zero block."""
     gen = torch.Generator().manual_seed(0)
     w = torch.randn(shape, generator=gen) * torch.rand(shape, generator=gen)
     w.view(-1)[64:128] = 0
@@ -509,7 +509,7 @@ def test_a_checkpointed_block_keeps_only_its_input(folder):
         loss.backward()
     plan = lu.memory_plan(model, 4, S, 2)
     assert 0.7 < sum(saved[2].values()) / plan["activations of 2 blocks"] < 1.4
-    assert sum(saved[0].values()) < 1.1 * 4 * S * D * (2 + 2) + 256 * S  # inputs, the norm's, dL/dh, small things
+    assert sum(saved[0].values()) < 1.1 * 4 * S * D * (2 + 2) + 256 * S  # inputs, the norm's, dL/dh, small
 
 @pytest.mark.parametrize("kept", [0, 2])
 def test_a_pack_without_targets_gives_zero_not_nan(folder, kept):
