@@ -241,7 +241,7 @@ def test_end_tokens_are_the_union(folder, tmp_path):
     assert loaded(tmp_path / "map")[1].ends == [0]
 
 def test_bos_of_the_post_processor_is_there_once(folder, tmp_path):
-    """Llama 3: contexts of multiple choice need it (ARC-easy: 0.26 without, 0.85 with); the template has its own."""
+    """Llama 3: contexts need it (ARC-easy: 0.26 without, 0.85 with); the template writes its own."""
     shutil.copytree(folder, tmp_path / "bos")
     made = Tokenizer.from_file(str(folder / "tokenizer.json"))
     special = [("<|endoftext|>", 0)]
