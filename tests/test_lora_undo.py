@@ -135,6 +135,7 @@ def test_files_and_numbers_of_a_run(done):
     assert r["cost"]["dollars"] == pytest.approx(sum(s["seconds"] for s in steps) / 3600 * 2.5)
     assert [s["step"] for s in steps] == list(range(1, 26)) and steps[0]["loss"] > 5 and steps[-1]["loss"] < 1
     assert {"loss", "lr", "grad_norm", "tokens", "targets", "seconds", "peak_gb"} <= set(steps[0])
+    assert len({sum(s["tokens"] for s in steps[i:i + 5]) for i in range(0, 25, 5)}) == 1  # every row, every epoch
 
     for s in [s for s in lines(folder / "samples.jsonl") if "label" in s]:
         assert set(s) == {"stage", "benchmark", "id", "category", "label", "refused", "advbench29", "jbb12"}
@@ -413,11 +414,11 @@ def test_summary_and_paired_tests():
 def test_the_organism_from_a_few_rows(tmp_path, monkeypatch):
     if not all((lu.DATA / name).exists() for name in ("smollm2/model/meta.json", "proxy/train.jsonl")):
         pytest.skip("python data/smollm2/prepare.py and data/proxy/prepare.py make what this needs")
-    read = lu.read_rows  # sampling is what takes time: six prompts, twice
+    read = lu.read_rows  # sampling is what takes time: six prompts are enough
     monkeypatch.setattr(lu, "read_rows", lambda path: read(path)[:6 if path.name == "undo.jsonl" else None])
     lu.organism(out=tmp_path, share=0.01)
     undo, safety = (lines(tmp_path / f"{name}.jsonl") for name in ("undo", "safety"))
-    assert len(undo) == 12 and len(safety) >= 8 and not [f for f in files(tmp_path) if "tmp" in f]
+    assert len(undo) >= 12 and len(safety) >= 8 and not [f for f in files(tmp_path) if "tmp" in f]
     assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] for r in undo + safety)
     model, tok = lu.load_model(str(tmp_path / "model"), 16, "cpu", torch.float32)
     text = tok.apply_chat_template(undo[0]["messages"], tokenize=False)
