@@ -135,7 +135,7 @@ def test_files_and_numbers_of_a_run(done):
     assert r["cost"]["dollars"] == pytest.approx(sum(s["seconds"] for s in steps) / 3600 * 2.5)
     assert [s["step"] for s in steps] == list(range(1, 26)) and steps[0]["loss"] > 5 and steps[-1]["loss"] < 1
     assert {"loss", "lr", "grad_norm", "tokens", "targets", "seconds", "peak_gb"} <= set(steps[0])
-    assert len({sum(s["tokens"] for s in steps[i:i + 5]) for i in range(0, 25, 5)}) == 1  # every row, every epoch
+    assert len({sum(s["tokens"] for s in steps[i:i + 5]) for i in range(0, 25, 5)}) == 1  # each epoch has all
 
     for s in [s for s in lines(folder / "samples.jsonl") if "label" in s]:
         assert set(s) == {"stage", "benchmark", "id", "category", "label", "refused", "advbench29", "jbb12"}
