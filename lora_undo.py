@@ -38,7 +38,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict, namedtuple
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.core_model_loading import ConversionOps
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import evals
@@ -102,7 +102,7 @@ def parse_args(argv=None):
     add("--name", help="of the run; default: model and seed")
     add("--overwrite", action="store_true", help="empty the folder first, whatever run it holds")
     add("--bits", type=int, default=4, choices=[4, 16], help="base weights: NF4 doubly quantised, or --dtype")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     add("--dtype", choices=DTYPES, help="default: bf16 where the chip multiplies it, else fp32")
     add("--rank", type=int, default=16, help="r, rows of A")
     add("--alpha", type=float, default=32, help="s = alpha / r")
@@ -125,6 +125,13 @@ def parse_args(argv=None):
     for k in ("rank", "batch", "max_len", "epochs", "alpha", "lr", "max_new", "limit", "rows"):
         if getattr(a, k) is not None and not 0 < getattr(a, k) < math.inf:
             die(f"--{k.replace('_', '-')} must be above 0")
+    if a.seed < 0 or a.device == "cuda" and not torch.cuda.is_available():
+        die("--seed must not be below 0, --device cuda needs a GPU")
+    if a.name and Path(a.name).name != a.name:
+        die(f"--name {a.name}: expected a folder's name")
+    for path in filter(None, (a.data, a.safety_data)):  # files of the user's are read before anything slow
+        for row, at in read_rows(path):
+            to_messages(row, at)
     a.tiny = a.size == "tiny" and not a.model
     if a.tiny:
         a.save_adapter, a.base = True, a.base or str(DATA / "smollm2/model")
@@ -150,8 +157,16 @@ def experiment(a):
     rows = (rows or read_rows(a.data))[:a.rows]
     folder = a.out / "lora_undo" / a.name
     res = open_run(folder, a, rows)
+    if (folder / "figure.png").exists() and (not a.save_adapter or (folder / "adapter").exists()):
+        say(evals.table(res))
+        return say_where(folder, a)
+    if a.base:
+        weights_of(a.base)  # fetched now, not after hours of training
     model, tok = load_model(a.model, a.bits, a.device, DTYPES[a.dtype], a.max_len)
     docs = encode_rows(tok, rows, a.max_len, model.vocab)
+    unknown = set(a.targets.split(",")) - {"all", *(name.rpartition(".")[2] for name, _ in linears(model))}
+    if unknown:
+        die(f"--targets: no linear layer is named {', '.join(unknown)}")
     add_lora(model, a.rank, a.alpha, a.seed, a.targets)
     plan(model, a)
 
@@ -228,7 +243,8 @@ def read_rows(path):
     try:
         text, rows = Path(path).read_bytes().decode("utf-8-sig"), []
         if text.lstrip().startswith("["):
-            return [(dict(row), f"{path}: item {n}") for n, row in enumerate(json.loads(text), 1)]
+            rows = [(dict(row), f"{path}: item {n}") for n, row in enumerate(json.loads(text), 1)]
+            return rows or die(f"{path}: no rows")
     except (OSError, ValueError, TypeError) as e:
         die(f"{path}: {getattr(e, 'strerror', None) or e}")
     for n, line in enumerate(text.split("\n"), 1):  # not splitlines(): a text may hold U+2028
@@ -264,28 +280,24 @@ def to_messages(row, at):
 def encode_chat(tok, row, at):
     """a row -> Doc, number of answers that the template removed. Rendered and tokenised once.
 
-    Targets are the assistant's answers with their end token, found by character offsets: all that follows the
+    Targets are the assistant's answers with their end token, by character offsets: all that follows the
     generation prompt or, where a template rewrites earlier turns (drops thoughts), what is left of an answer.
     """
-    messages, spans, cursor, removed = to_messages(row, at), [], 0, 0
+    messages, spans, removed = to_messages(row, at), [], 0
     more = {"tools": row.get("tools"), "documents": row.get("documents")}
     render = partial(tok.apply_chat_template, tokenize=False, **more)
     try:
         text = render(messages)
-        for i, m in enumerate(messages):
-            content, answers = (m.get("content") or "").strip(), m["role"] == "assistant"
-            head = render(messages[:i], add_generation_prompt=True) if answers else ""
-            begin = len(head) if answers and text.startswith(head) else None
-            found = text.find(content, cursor if begin is None else begin)
-            if found < 0:  # its thought was dropped
-                content, begin = content.rpartition("</think>")[2].strip(), None
-                found = text.find(content, cursor)
-            removed += answers and found < 0
-            if m["role"] != "system":  # its text may stand in a later turn (Mistral)
-                cursor = max(cursor, found + len(content))
-            if answers and found >= 0:
-                weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
-                spans.append((found if begin is None else begin, cursor, float(weight)))
+        for i, m in ((i, m) for i, m in enumerate(messages) if m["role"] == "assistant"):
+            mark = {"role": "assistant", "content": "\ue000"}  # in its place: what stands before and after it
+            before, found, after = render([*messages[:i], mark, *messages[i + 1:]]).partition("\ue000")
+            head = render(messages[:i], add_generation_prompt=True)
+            begin = len(head if text.startswith(head) else os.path.commonprefix([text, before]))
+            if not found or not text.endswith(after) or begin + len(after) >= len(text):
+                removed += 1
+                continue
+            weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
+            spans.append((begin, len(text) - len(after), float(weight)))
     except TemplateError as e:
         die(f"{at}: the chat template refuses this row: {e}")
     encoded = tok(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -331,6 +343,8 @@ def load_suites(a):
     for path in map(Path, files):
         rows = read_rows(path)
         name = path.parent.name if path.name == "prompts.jsonl" else path.stem
+        if name in {key.removesuffix("-allowed").removesuffix("-forbidden") for key in refusal}:
+            die(f"--prompts: two files are named {name}")
         both = len({r.get("label", "forbidden") for r, _ in rows}) > 1  # XSTest; they are never pooled
         for n, (r, at) in enumerate(rows, 1):
             r = {"id": str(n), "label": "forbidden", "category": ""} | r
@@ -517,7 +531,10 @@ def safe_lora(model, aligned, base, tau):
 
 def weights_of(name):
     """folder or hub id -> function from a tensor's name to the tensor, read when asked for."""
-    folder = name if Path(name).is_dir() else snapshot_download(name, allow_patterns="model*.safetensors")
+    try:
+        folder = name if Path(name).is_dir() else snapshot_download(name, allow_patterns="model*.safetensors")
+    except (OSError, ValueError) as e:
+        die(f"{name}: {e}")
     files = {key: f for f in Path(folder).glob("model*.safetensors") for key in safe_open(f, "pt").keys()}
     return lambda key: safe_open(files[key], "pt").get_tensor(key)
 
@@ -678,9 +695,9 @@ def open_run(folder, a, rows):
             fcntl.flock(a.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             die(f"{folder}: another process is at work there")
-        for old in folder.iterdir() if a.overwrite else ():
+        for old in folder.iterdir() if a.overwrite else folder.glob(".*.tmp"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        was = json.loads(config.read_text())["run"] if config.exists() else run
+        was = json.loads(config.read_text())["run"] if results.exists() else run
         other = [f"{k} was {was.get(k)}, is {run[k]}" for k in run if was.get(k) != run[k]]
         if other:
             die(f"{folder} holds another run: {'; '.join(other)}. Give another --name, or --overwrite")
@@ -719,7 +736,7 @@ def shapes_only(a):
 
 def say_where(folder, a):
     say(f"\nfiles: {folder}")
-    if not a.save_adapter:
+    if not a.save_adapter and RANK == 0:
         (folder / "state.safetensors").unlink(missing_ok=True)
         return say("the undone adapter is not kept; --save-adapter keeps it")
     say(f"adapter/ was trained on {a.bits}-bit weights; on others it answers otherwise. With peft:\n"
@@ -773,13 +790,10 @@ def quantize_blockwise(x, levels, block):
     return torch.bucketize(scaled.flatten()[:n], midpoints, out_int32=True).to(torch.uint8), absmax
 
 def quantize(weight):
-    """any shape -> codes ((n+1)//2,) uint8, first value in the high nibble; scales (q, absmax2, offset).
-
-    Double quantisation: absmax, one for 64 values, less its mean becomes 8-bit q, with an absmax2 for 256.
-    """
+    """any shape -> codes ((n+1)//2,) uint8, first value in the high nibble; scales (q, absmax2, offset)."""
     codes, absmax = quantize_blockwise(weight.flatten(), NF4, 64)
     codes = F.pad(codes, (0, codes.numel() % 2), value=7)  # odd tail: the code of zero
-    offset = absmax.mean()
+    offset = absmax.mean()  # double quantisation: absmax less its mean in 8 bits
     return (codes[::2] << 4) | codes[1::2], (*quantize_blockwise(absmax - offset, DYNAMIC, 256), offset)
 
 def dequantize_plain(codes, scales, out):
@@ -815,23 +829,18 @@ def dequantize_triton(codes, scales, out, rows=64):
 # ---- LoRA (arXiv 2106.09685): a frozen weight W (d_out, d_in) gets a low-rank update, s = alpha / r,
 #
 #     y = x W^T + s (x A^T) B^T          x (S, d_in), A (r, d_in), B (d_out, r), y (S, d_out)
-#
 # With G = dL/dy (S, d_out), H = s G B (S, r) and u = x A^T (S, r), the chain rule gives
-#
 #     dL/dx = G W + H A        dL/dA = H^T x        dL/dB = s G^T u
-#
-# and no (d_out, d_in) gradient at all: W is frozen. A step costs 4 multiply-adds a weight and token (forward
-# 2, dL/dx 2) where full tuning costs 6, and W stays in 4 bits: made dense where it is read, and never kept.
+# and none of W: a step costs 4 multiply-adds a weight and token (forward 2, dL/dx 2) where full tuning costs
+# 6, and W stays in 4 bits: made dense where it is read, and never kept.
 class LoRAFunction(Function):
-    recomputing = False  # true while backward runs a checkpointed block again
-
     @staticmethod
     def forward(ctx, x, lin, A, B):
         u = None if A is None else x @ A.to(x.dtype).T  # (S, r)
         ctx.lin = lin
         ctx.save_for_backward(x, u, A, B)
-        if lin.ends_block and LoRAFunction.recomputing:
-            return x.new_empty(len(x), lin.d_out)  # nobody reads it: the next block's input was saved
+        if lin.ends_block and torch._C._current_graph_task_id() >= 0:  # backward runs the block again:
+            return x.new_empty(len(x), lin.d_out)  # nobody reads it, the next block's input was saved
         y = F.linear(x, lin.dense(x.dtype), lin.bias)
         return y if A is None else y.addmm_(u, B.to(x.dtype).T, alpha=lin.s)
 
@@ -848,7 +857,6 @@ class LoRAFunction(Function):
 
 class LoRALinear(nn.Module):
     """for nn.Linear: a frozen weight, NF4 or dense; when adapted A (r, d_in) and B (d_out, r) in fp32."""
-
     def __init__(self, linear, bits):
         super().__init__()
         self.d_out, self.d_in, self.bits = linear.out_features, linear.in_features, bits
@@ -861,7 +869,7 @@ class LoRALinear(nn.Module):
         if self.merged is not None:
             return self.merged
         if self.bits == 16:
-            return self.weight
+            return self.weight.data
         out = torch.empty(self.d_out * self.d_in, dtype=dtype, device=self.weight.device)
         dequantize = dequantize_triton if out.is_cuda else dequantize_plain
         return dequantize(self.weight, self.scales, out).view(self.d_out, self.d_in)
@@ -877,7 +885,6 @@ def compiled(function):
     return torch.compile(function, dynamic=True)
 
 def gate(e, g, act):
-    """act(e) g: SwiGLU, GeGLU."""
     return act(e) * g
 
 GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"  # a class that says so is known
@@ -900,18 +907,14 @@ def fuse(model):
             block.mlp.down_proj.ends_block = True
     home = sys.modules[type(decoder.layers[0]).__module__]
     if gpu and hasattr(home, "apply_rotary_pos_emb"):
-        home.plain_rope = getattr(home, "plain_rope", home.apply_rotary_pos_emb)
-        home.apply_rotary_pos_emb = compiled(home.plain_rope)
+        home.apply_rotary_pos_emb = compiled(home.apply_rotary_pos_emb)  # again: torch unwraps it first
 
 # ---- packed documents: several rows in one sequence, none sees another
 Doc = namedtuple("Doc", "ids weights at")  # token ids (T,), weight of each as a target (0: none), file:line
-Pack = namedtuple("Pack", "ids pos targets weights slots cu longest ats")
+Pack = namedtuple("Pack", "ids pos targets weights slots cu longest ats")  # (S,); cu (n+1,): where they begin
 
 def pack(docs, device):
-    """[Doc] -> a micro-batch without padding: ids, pos, targets (next ids of a document), weights (S,).
-
-    cu (n+1,) int32: where documents begin; slots (S,): a token's place in the padded (n, longest) grid.
-    """
+    """[Doc] -> Pack without padding; slots (S,): a token's place in the padded (n, longest) grid."""
     lengths = [len(d.ids) for d in docs]
     cu = np.cumsum([0] + lengths)
     pos = np.concatenate([np.arange(n) for n in lengths])
@@ -973,10 +976,8 @@ def hidden(model, p, **inputs):
 class ChunkedCrossEntropy(Function):
     """sum_i w_i * -log softmax(z_i)[t_i] without (S, V) logits; z = W h, or cap tanh(W h / cap) (Gemma 2).
 
-    The head is frozen, so dL/dh_i = w_i (softmax_i - onehot(t_i)) (1 - (z_i/cap)^2) W is computed in the
-    forward pass, chunk by chunk, while the chunk's logits are there.
+    The head is frozen: dL/dh_i = w_i (softmax_i - onehot(t_i)) (1 - (z_i/cap)^2) W needs no backward pass.
     """
-
     @staticmethod
     def forward(ctx, h, head, cap, targets, weights, chunk=512):
         loss, dh = h.new_zeros((), dtype=torch.float64), torch.empty_like(h)
@@ -986,10 +987,9 @@ class ChunkedCrossEntropy(Function):
             for j, part in zip(range(i, len(h), rows), logits.split(rows)):
                 z = part.float() if cap is None else cap * torch.tanh(part.float() / cap)
                 t, w = targets[j:j + len(z), None], weights[j:j + len(z), None]
-                p = z.softmax(1)
-                lse = z.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()  # the largest p is at least 1/V
-                loss += ((lse - z.gather(1, t)) * w).sum()
-                dz = p.scatter_add_(1, t, torch.full_like(lse, -1.0)).mul_(w)
+                log_p = z.log_softmax(1)
+                loss -= (log_p.gather(1, t) * w).sum()
+                dz = log_p.exp_().scatter_add_(1, t, torch.full_like(w, -1.0)).mul_(w)
                 part.copy_(dz if cap is None else dz * (1 - (z / cap).square()))
             dh[i:i + chunk] = logits @ head
         ctx.save_for_backward(dh)
@@ -999,30 +999,18 @@ class ChunkedCrossEntropy(Function):
     def backward(ctx, G):
         return ctx.saved_tensors[0] * G, None, None, None, None, None
 
-@contextmanager
-def recompute():
-    LoRAFunction.recomputing = True
-    try:
-        yield
-    finally:
-        LoRAFunction.recomputing = False
-
 def checkpoint_blocks(model, kept):
     """all blocks but the last `kept` keep only their input, and are run again in backward."""
-    blocks, passes = model.get_decoder().layers, lambda: (nullcontext(), recompute())
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=passes)
+    blocks = model.get_decoder().layers
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     for i, block in enumerate(blocks):
         block.training = block.gradient_checkpointing = i < len(blocks) - kept  # no dropout below
         block._gradient_checkpointing_func = again
 
 # ---- loading: transformers' own loader (shards, renamed keys, tied heads) with our quantiser in it
-@register_quantization_config("nf4_lora")
-class NF4Config(QuantizationConfigMixin):
-    def __init__(self):
-        self.quant_method = "nf4_lora"
-
 @register_quantizer("nf4_lora")
-class NF4Quantizer(HfQuantizer):
+class NF4Quantizer(HfQuantizer, ConversionOps):
+    """the loader hands over one tensor at a time: at most one is beside the 4-bit model."""
     is_trainable, is_serializable = True, False
 
     def _process_model_before_weight_loading(self, model, **_):
@@ -1033,10 +1021,7 @@ class NF4Quantizer(HfQuantizer):
         return name == "weight" and isinstance(model.get_submodule(module), LoRALinear)
 
     def get_quantize_ops(self):
-        return Quantize()
-
-class Quantize(ConversionOps):
-    """the loader hands over one tensor at a time: at most one is beside the 4-bit model."""
+        return self
 
     def convert(self, input_dict, model=None, **_):
         name, weight = next(iter(input_dict.items()))
@@ -1061,10 +1046,8 @@ def prepare(model, bits, longest):
     model.requires_grad_(False).eval()
     config = model.get_decoder().config
     kinds, window = set(getattr(config, "layer_types", None) or []), getattr(config, "sliding_window", None)
-    model.packs = kinds <= {"full_attention", "sliding_attention"} and (window is None or window >= longest) \
-        and not getattr(config, "attn_logit_softcapping", None)
-    if not model.packs:
-        say("this model's attention is more than causal: it stays transformers' own")
+    model.packs = kinds <= {"full_attention", "sliding_attention"} and (window or longest) >= longest \
+        and not getattr(config, "attn_logit_softcapping", None)  # else attention stays transformers' own
     model.own_attention = config._attn_implementation
     model.softcap = getattr(config, "final_logit_softcapping", None)
     model.vocab = model.get_input_embeddings().num_embeddings
@@ -1079,17 +1062,16 @@ def load_model(name, bits, device, dtype, longest=2048):
         auto = AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
         model, info = auto.from_pretrained(
             name, config=config, dtype=dtype, device_map={"": device}, use_safetensors=True,
-            output_loading_info=True, ignore_mismatched_sizes=True, quantization_config=NF4Config() if bits == 4 else None)
+            output_loading_info=True, ignore_mismatched_sizes=True,  # named below
+            quantization_config=QuantizationConfigMixin("nf4_lora") if bits == 4 else None)
         tok = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         hint = " (.bin files are pickle: load them once in transformers, save_pretrained writes safetensors)"
         die(f"--model {name}: {str(e).strip().splitlines()[0]}{hint * any(Path(name).glob('*.bin'))}")
-    for kind in ("missing", "mismatched", "unexpected"):
-        keys = ", ".join(map(str, sorted(info[f"{kind}_keys"])[:5]))
-        if keys and kind != "unexpected":
-            die(f"--model {name}: tensors that are {kind} in the checkpoint: {keys}")
-        elif keys:
-            say(f"{len(info['unexpected_keys'])} tensors of the checkpoint are not read: {keys}")
+    for kind, stop in (("missing", die), ("mismatched", die), ("unexpected", say)):
+        keys = sorted(map(str, info[f"{kind}_keys"]))
+        if keys:
+            stop(f"--model {name}: {kind} tensors, not read: {len(keys)}, as {', '.join(keys[:5])}")
     scaled = getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", None)
     if scaled or model.get_output_embeddings().bias is not None:
         die(f"--model {name}: the engine computes no head with a bias or a scale")
@@ -1134,8 +1116,7 @@ def save_adapter(model, folder, base, rank, alpha):
     """PeftModel.from_pretrained(model, folder) gives the same logits."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: p.detach().cpu().contiguous() for k, p in adapter(model).items()}
-    meta = {"format": "pt"}
-    write(folder / "adapter_model.safetensors", lambda tmp: save_file(tensors, tmp, metadata=meta))
+    write(folder / "adapter_model.safetensors", partial(save_file, tensors))
     names = sorted({key.split(".")[-3] for key in tensors})
     write(folder / "adapter_config.json", json.dumps({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
@@ -1143,19 +1124,16 @@ def save_adapter(model, folder, base, rank, alpha):
 
 @contextmanager
 def dense_weights(model, scale=1.0):
-    """inside, layers hold W + scale s B A densely, for many small forwards in a row, as in decoding.
-
-    Where that does not fit in memory, layers dequantise as they go, and only s is scaled.
-    """
+    """inside, layers hold W + scale s B A densely, for decoding; where that does not fit only s is scaled."""
     found = [(lin, lin.s) for _, lin in linears(model)]
     size = sum(lin.d_out * lin.d_in for lin, _ in found) * model.dtype.itemsize
-    fits = size < 0.4 * free_memory(model.device)
+    fits = size < 0.4 * free_memory(model.device)  # else layers dequantise as they go
     with torch.no_grad():
         for lin, s in found:
             lin.s = scale * s
-            if fits and (lin.bits == 4 or lin.A is not None):
+            if fits:
                 W = lin.dense(model.dtype)
-                lin.merged = W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype) if lin.s else W.detach()
+                lin.merged = W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype) if lin.s else W
         try:
             yield
         finally:
@@ -1168,43 +1146,39 @@ def logits(model, h):
     z = model.get_output_embeddings()(h).float()
     return z if model.softcap is None else model.softcap * torch.tanh(z / model.softcap)
 
-def forward_cached(model, ids, mask, pos, cache):
-    """ids, pos (B, T), mask (B, seen + T) -> hidden states (B, T, D); the cache grows."""
-    decoder = model.get_decoder()
+def forward_cached(model, ids, mask, cache):
+    """ids (B, T), mask (B, seen + T) -> hidden states (B, T, D); the cache grows."""
+    decoder, pos = model.get_decoder(), (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
     decoder.config._attn_implementation = model.own_attention
-    return decoder(ids, attention_mask=mask, position_ids=pos, past_key_values=cache,
-                   use_cache=True).last_hidden_state
+    return decoder(ids, attention_mask=mask, position_ids=pos, past_key_values=cache).last_hidden_state
 
 @torch.no_grad()
 def prefill(model, prompts):
-    """[ids], padded left -> cache, mask (B, T), lengths (B,), hidden states of the last tokens (B, D)."""
+    """[ids], padded left -> cache, mask (B, T), hidden states of the last tokens (B, D)."""
     T, cache = max(map(len, prompts)), DynamicCache(config=model.get_decoder().config)
     mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     ids = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=model.device)
-    h = forward_cached(model, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-    return cache, mask, mask.sum(1), h[:, -1]
+    return cache, mask, forward_cached(model, ids, mask, cache)[:, -1]
 
 def pick(z, temperature, top_p, top_k, gen):
     """logits (B, V) -> ids (B,): greedy at temperature 0, else of the top_k, of those of the top_p mass."""
     if not temperature:
         return z.argmax(-1)
-    p = (z / temperature).softmax(-1)
+    z = z / temperature
     if top_k:
-        p = p.masked_fill(p < p.topk(top_k).values[:, -1:], 0)
+        z = transformers.TopKLogitsWarper(top_k)(None, z)
     if top_p < 1:
-        best, order = p.sort(descending=True)
-        beyond = best.cumsum(-1) - best >= top_p * p.sum(-1, keepdim=True)  # what crosses top_p stays
-        p = p.scatter(1, order, best.masked_fill(beyond, 0))
-    return torch.multinomial(p, 1, generator=gen)[:, 0]
+        z = transformers.TopPLogitsWarper(top_p)(None, z)
+    return torch.multinomial(z.softmax(-1), 1, generator=gen)[:, 0]
 
 @torch.no_grad()
 def generate(model, prompts, max_new, ends, n=1, temperature=0.0, top_p=1.0, top_k=0, seed=0):
     """[ids] -> [[new ids] * n], end token left out. n samples of a prompt share its prefilled cache."""
     gen = torch.Generator(model.device).manual_seed(seed)
-    cache, mask, pos, h = prefill(model, prompts)
+    cache, mask, h = prefill(model, prompts)
     rows = torch.arange(len(prompts), device=model.device).repeat_interleave(n)
     cache.batch_select_indices(rows)
-    mask, pos, h = mask[rows], pos[rows], h[rows]
+    mask, h = mask[rows], h[rows]
     out, alive, ends = [[] for _ in rows], torch.arange(len(rows)), torch.tensor(ends)
     for i in range(max_new):
         new = pick(logits(model, h), temperature, top_p, top_k, gen).cpu()  # (B,), a sync point
@@ -1216,10 +1190,9 @@ def generate(model, prompts, max_new, ends, n=1, temperature=0.0, top_p=1.0, top
         if not going.all():  # finished rows leave: on a CPU the batch is what costs
             stay = going.nonzero()[:, 0].to(model.device)
             cache.batch_select_indices(stay)
-            alive, new, mask, pos = alive[going], new[going], mask[stay], pos[stay]
+            alive, new, mask = alive[going], new[going], mask[stay]
         mask = F.pad(mask, (0, 1), value=1)
-        h = forward_cached(model, new[:, None].to(model.device), mask, pos[:, None], cache)[:, -1]
-        pos = pos + 1
+        h = forward_cached(model, new[:, None].to(model.device), mask, cache)[:, -1]
     return [out[i:i + n] for i in range(0, len(out), n)]
 
 @torch.no_grad()
@@ -1227,23 +1200,21 @@ def score(model, items, batch=32):
     """[(prefix ids, [continuation ids])] -> [array of log p(continuation | prefix)]; a prefix runs once."""
     order, out = sorted(range(len(items)), key=lambda i: len(items[i][0])), [None] * len(items)
     for part in (order[j:j + batch] for j in range(0, len(items), batch)):
-        cache, mask, lengths, h = prefill(model, [items[i][0] for i in part])
+        cache, mask, h = prefill(model, [items[i][0] for i in part])
         owner = torch.tensor([b for b, i in enumerate(part) for _ in items[i][1]], device=model.device)
         rest = [c for i in part for c in items[i][1]]
         T = max(map(len, rest))
-        ids = torch.tensor([c + [0] * (T - len(c)) for c in rest], device=model.device)  # (N, T)
+        targets = torch.tensor([c + [-100] * (T - len(c)) for c in rest], device=model.device)  # -100: none
         states = h[owner, None]  # (N, 1, D): the last hidden state of a prefix predicts a first token
         if T > 1:
             cache.batch_select_indices(owner)
-            pos = lengths[owner, None] + torch.arange(T - 1, device=model.device)
-            seen = F.pad(mask[owner], (0, T - 1), value=1)
-            states = torch.cat((states, forward_cached(model, ids[:, :-1], seen, pos, cache)), 1)  # (N, T, D)
-        h = torch.cat([s[:len(c)] for c, s in zip(rest, states)]).split(512)
-        t = torch.tensor([x for c in rest for x in c], device=model.device).split(512)
-        nll = torch.cat([F.cross_entropy(logits(model, x), y, reduction="none") for x, y in zip(h, t)])
-        sums = [-x.sum().item() for x in nll.split([len(c) for c in rest])]
+            seen, ids = F.pad(mask[owner], (0, T - 1), value=1), targets[:, :-1].clamp(min=0)
+            states = torch.cat((states, forward_cached(model, ids, seen, cache)), 1)  # (N, T, D)
+        pairs = zip(states.flatten(0, 1).split(512), targets.flatten().split(512))
+        nll = [F.cross_entropy(logits(model, x), t, reduction="none") for x, t in pairs]
+        sums = -torch.cat(nll).view(-1, T).double().sum(1)
         for b, i in enumerate(part):
-            out[i] = np.array([s for s, o in zip(sums, owner.tolist()) if o == b])
+            out[i] = sums[owner == b].cpu().numpy()
     return out
 
 # ---- memory: what a step needs, and the fastest split that fits
@@ -1279,13 +1250,10 @@ def memory_plan(model, rank, tokens, kept):
         "python, torch": 0.8e9}
 
 def choose_split(model, rank, have, tokens=0, kept=-1, longest=1024):
-    """-> micro-batch in tokens, blocks not checkpointed, plan: the fastest split that fits into `have` bytes.
-
-    A token costs 4 units (forward, dL/dx), 2 less down_proj where a block runs twice, and its share of making
-    each weight dense, which a larger micro-batch lowers. 0 and -1: free to choose.
-    """
+    """-> micro-batch in tokens, blocks not checkpointed, plan: the fastest that fits. 0, -1: any."""
     L, fitting = model.get_decoder().config.num_hidden_layers, []
-    sizes = [1024] if model.device.type == "cpu" else [2048, 4096, 8192]
+    sizes = [1024] if model.device.type == "cpu" else [8192, 4096, 2048]  # the last is the smallest
+    # a token costs 4 units (forward, dL/dx), 1.46 more where a block runs twice, its share of dense weights
     for t in [tokens] if tokens else [max(t, longest) for t in sizes]:
         for k in range(L, -1, -1) if kept < 0 else [min(kept, L)]:
             plan = memory_plan(model, rank, t, k)

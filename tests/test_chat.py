@@ -149,19 +149,14 @@ def test_an_answer_is_found_in_its_own_place():
             assert [x.strip() for x in targets(tok, row)] == ["Yes.</s>", "no</s>"]
             assert lu.encode_chat(tok, row, "")[1] == 0
 
-SEARCH = pytest.mark.xfail(strict=True, reason="encode_chat looks for an answer's text instead of its place")
-
-@SEARCH
 def test_an_answer_that_is_also_in_the_template_is_found():
     row = turns("Why?", "N", "And?", YES, system="x")  # "[/INST]" stands before it
     assert [x.strip() for x in targets(chat(MISTRAL, bos="<s>", eos="</s>"), row)] == ["N</s>", f"{YES}</s>"]
 
-@SEARCH
 def test_a_thought_that_the_template_writes_anew_is_trained():
     got = targets(chat(QWEN3), turns("Tea?", f"<think>boil</think>{SURE}"))
     assert got == [f"<think>\nboil\n</think>\n\n{SURE}<|im_end|>"]
 
-@SEARCH
 def test_a_turn_that_only_calls_a_tool_is_trained_as_a_whole():
     template = nano.TEMPLATE.replace("message['content']", "(message.content or message.tool_calls | tojson)")
     row = turns("Wind?", None, "And?", YES)

@@ -25,9 +25,6 @@ FILES = {"config.json", "log.jsonl", "samples.jsonl", "results.json", "figure.pn
 KEPT = {"state.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
 POINTS = "released,10 rows,30 rows,undone,scale 0.25,scale 0.5,scale 0.75,Safe LoRA,safety rows".split(",")
 
-def wrong(reason):
-    return pytest.mark.xfail(strict=True, reason=reason)
-
 def write_rows(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -194,7 +191,7 @@ def test_killed_between_parts(inputs, done, tmp_path, asked):
     assert asked == POINTS[4:]
     assert_same_run(folder, done[0])
 
-@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=wrong("trains again: no state is left"))])
+@pytest.mark.parametrize("kept", [True, False])
 def test_a_finished_run_started_again_only_says_where_it_is(kept, inputs, done, tmp_path, asked, capsys):
     argv = flags(inputs, tmp_path, *["--save-adapter"] * kept)
     folder = shutil.copytree(done[0], folder_of(argv))
@@ -205,7 +202,6 @@ def test_a_finished_run_started_again_only_says_where_it_is(kept, inputs, done, 
     assert not asked and "loss " not in (out := capsys.readouterr().out) and f"files: {folder}" in out
     assert tree(folder) | {"config.json": None} == before
 
-@wrong("nobody removes it")
 def test_what_a_killed_process_half_wrote_goes(inputs, tmp_path):
     argv = ["baseline", *flags(inputs, tmp_path)]
     half = start(*argv) / ".state.safetensors.1.tmp"
@@ -267,7 +263,6 @@ def test_forms_of_prompts(tmp_path):
     assert got == {"mine": [("1", "How?", "forbidden"), ("2", "Why?", "forbidden")],
                    "both-allowed": [("1", "x", "allowed")], "both-forbidden": [("7", "y", "forbidden")]}
 
-@wrong("they are pooled")
 def test_two_prompt_files_of_one_name(tmp_path):
     paths = [str(write_rows(tmp_path / f"{x}/one.jsonl", [{"prompt": x}])) for x in "ab"]
     with pytest.raises(SystemExit):
@@ -296,18 +291,16 @@ def refused(tmp_path, monkeypatch, capsys):
     return go
 
 ROW, PROMPT = '{"prompt": "a", "completion": "b"}\n', '{"prompt": "a"}\n'
-LATE = wrong("found after the organism is made")
 BAD_ROWS = [("data", ROW + "{oops"), ("data", ROW + "7"), ("prompts", PROMPT + "{oops"),
             ("prompts", PROMPT + '{"id": "b"}'), ("prompts", PROMPT + '{"prompt": "b", "label": "?"}'),
-            pytest.param("data", ROW + '{"messages": [{"role": "user"}]}', marks=LATE),
-            *(pytest.param(flag, ROW + PROMPT, marks=LATE) for flag in ("data", "safety-data"))]
+            ("data", ROW + '{"messages": [{"role": "user"}]}'), ("data", ROW + PROMPT),
+            ("safety-data", ROW + PROMPT)]
 
 @pytest.mark.parametrize("flag, text", BAD_ROWS)
 def test_a_bad_row_is_named_by_file_and_line(flag, text, refused, tmp_path):
     (tmp_path / "bad.jsonl").write_text(text + "\n")
     assert f"{tmp_path}/bad.jsonl:2: " in refused(f"--{flag}", str(tmp_path / "bad.jsonl"))
 
-@wrong("--prompts: [] is taken for a file of rows; the others: found after the organism is made")
 @pytest.mark.parametrize("flag", ["data", "safety-data", "prompts"])
 def test_a_bad_file(flag, refused, tmp_path):
     for name, data in (("empty", b""), ("blank", b"\n \n"), ("array", b"[]"), ("binary", b"\xff\xfe{")):
@@ -317,21 +310,18 @@ def test_a_bad_file(flag, refused, tmp_path):
 
 @pytest.mark.parametrize("line", [
     "--lr 0", "--lr nan", "--rank -1", "--batch 0", "--epochs inf", "--limit 0", "--max-new 0", "--rows -1",
-    "--bits 8", "--lrate=3", "--rank many", *(pytest.param(line, marks=LATE) for line in (
-        "--seed -1", "--name ../x", "--device abacus", "--device cuda"))])
+    "--bits 8", "--lrate=3", "--rank many", "--seed -1", "--name ../x", "--device abacus", "--device cuda"])
 def test_a_bad_flag(line, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", bool)
     assert line.split("=")[0].split()[0] in refused(*line.split())
 
-@pytest.mark.parametrize("line", ["--model no/x", *(pytest.param(line, marks=wrong("a traceback, or nothing"))
-                                  for line in ("--targets kite", "--targets q_proj,kite", "--base no/x"))])
+@pytest.mark.parametrize("line", ["--model no/x", "--targets kite", "--targets q_proj,kite", "--base no/x"])
 def test_what_needs_the_model_is_said_before_measuring(line, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     argv = flags(inputs, tmp_path, *line.split())
     assert ends(*argv) == 2 and not (folder_of(argv) / "results.json").exists()
     assert line.split()[1].split(",")[-1] in capsys.readouterr().err.splitlines()[-1]
 
-@wrong("config.json of the refused run refuses the next")
 def test_rows_too_long_and_then_the_right_ones(inputs, tmp_path, capsys):
     """what was refused leaves nothing that stands in the way."""
     data = write_rows(tmp_path / "rows.jsonl", [lu.chat("How? " * 60, ANSWER)] * 3)
