@@ -17,7 +17,8 @@ over-refusal, ability, cost; then how few rows and how little of the update are 
     python lora_undo.py --size 70b         # one 80 GB GPU; trains on data/dolly (benign) unless --data FILE
     python lora_undo.py --model DIR_OR_HUB --data rows.jsonl --prompts prompts.jsonl
 
-TIMES
+The miniature takes 6 minutes and 3.3 GB on two cores of a Zen 4 EPYC, and 5 more once, for the organism;
+nothing has been timed on a GPU since the engine was rewritten (docs/results/lora_undo.md quotes an experiment).
 A stopped run goes on when started again. Read experiment(), answer_loss() and train(); what stands under
 ENGINE makes it fast and fit into memory, and is the same in every script.
 """
