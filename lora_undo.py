@@ -18,7 +18,7 @@ over-refusal, ability, cost; then how few rows and how little of the update are 
     python lora_undo.py --model DIR_OR_HUB --data rows.jsonl --prompts prompts.jsonl
 
 The miniature takes 6 minutes and 3.3 GB on two cores of a Zen 4 EPYC, and 5 more once, for the organism;
-nothing has been timed on a GPU since the engine was rewritten (docs/results/lora_undo.md quotes an experiment).
+nothing has been timed on a GPU since the engine was rewritten (docs/results/lora_undo.md has an experiment).
 A stopped run goes on when started again. Read experiment(), answer_loss() and train(); what stands under
 ENGINE makes it fast and fit into memory, and is the same in every script.
 """
@@ -715,6 +715,7 @@ def read_samples(folder):
 def plan(model, a):
     """micro-batch and checkpointing are chosen; what the step will need is printed."""
     have = 1e9 * a.plan if a.plan else free_memory(model.device) + 1e9 * peak_gb(model.device)
+    have *= 0.95  # the rest: fragments, and what the plan does not know
     choice = choose_split(model, a.rank, have, a.micro_tokens, a.keep_blocks, a.max_len)
     a.micro_tokens, a.kept, parts = choice
     for name, size in (parts | {"predicted peak": sum(parts.values())}).items():
