@@ -164,6 +164,7 @@ def experiment(a):
     if a.base:
         weights_of(a.base)  # fetched now, not after hours of training
     model, tok = load_model(a.model, a.bits, a.device, DTYPES[a.dtype], a.max_len)
+    a.max_len = min(a.max_len, getattr(model.get_decoder().config, "max_position_embeddings", a.max_len))
     docs = encode_rows(tok, rows, a.max_len, model.vocab)
     unknown = set(a.targets.split(",")) - {"all", *(name.rpartition(".")[2] for name, _ in linears(model))}
     if unknown:

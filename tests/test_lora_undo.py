@@ -416,3 +416,10 @@ def test_the_organism_from_a_few_rows(tmp_path, monkeypatch):
     old = load_file(lu.DATA / "smollm2/model/model.safetensors")
     moved = [n for n, lin in lu.linears(model) if not torch.equal(lin.weight, old[f"{n}.weight"].float())]
     assert {int(n.split(".")[2]) for n in moved} == set(range(lu.LOW, 30)) and len(moved) == 70
+
+def test_rows_longer_than_the_models_positions_are_left_out(inputs, tmp_path, capsys):
+    build(tmp_path / "short", max_position_embeddings=48)
+    data = write_rows(tmp_path / "rows.jsonl", [*ROWS[:8], lu.chat("How? " * 40, ANSWER)])
+    argv = ["train", *flags(inputs, tmp_path, "--model", tmp_path / "short", "--data", data)]
+    assert all(r["tokens"] <= 8 * 48 for r in log(start(*argv)))
+    assert "1 longer than 48 tokens" in capsys.readouterr().out
