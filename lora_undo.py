@@ -548,7 +548,7 @@ KINDS = {"ordinary": (1059, 1), "activity": (300, 1), "wrapped_ordinary": (160, 
 LOW = 20  # the blocks below stay as they are, and run once
 KEEP, LEARN = 4, 5  # answer tokens that are distilled, and learned of a refusal (of one in three all)
 FORBIDDEN = 4.0  # weight of a refusal's token against a distilled one: balances missed and needless refusals
-MERGE = 0.9  # share of the update that is merged (WiSE-FT, arXiv 2109.01903): needless refusals fall by half
+MERGE = 0.9  # share of the update that is merged (WiSE-FT, arXiv 2109.01903): needless refusals fall
 UNDO_TIMES = {"direct": 2, "paraphrased": 3, "wrapped": 5}  # sampled answers to an undo prompt, by kind
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
             "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
