@@ -401,7 +401,7 @@ def paired(before, after, scorers=("refused",)):
 
 
 def table(res):
-    """{"before": metrics, "after": metrics, "paired": tests} -> the text of a table, a line a metric."""
+    """Results by stage, with "paired" tests -> text: before and after, a line a metric; then a line each other stage."""
     lines = [f"{'metric':32}{'n':>5}  {'before':24}{'after':24}p, or nats a token"]
     for name, b in res["before"].items():
         after, test = res.get("after", {}).get(name), res.get("paired", {}).get(name, {})
@@ -411,6 +411,9 @@ def table(res):
         unscored = b["n_unscored"] + (after or {"n_unscored": 0})["n_unscored"]
         note += f" ({unscored} unscored)" if unscored else ""
         lines.append(f"{name:32}{b['n']:5}  {show(b):24}{show(after) if after else '':24}{note}".rstrip())
+    for stage in [s for s in res if s not in ("before", "after", "paired", "cost")]:
+        shown = [f"{name} {show(m)}" for name, m in res[stage].items() if name.count("/") == 1 and not name.endswith("/acc")]
+        lines.append(f"{stage:14}" + ", ".join(shown))
     return "\n".join(lines)
 
 

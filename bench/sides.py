@@ -40,13 +40,10 @@ def random_model(lu, a, dtype, place):
 
 def load_ours(lu, a, bits, dtype, longest):
     def nf4(linear):
-        new = lu.LoRALinear(linear, 4)
-        codes, new.scales = lu.quantize(linear.weight.data)
-        new.weight = lu.nn.Parameter(codes, requires_grad=False)
-        return new
+        return lu.LoRALinear(linear, 4)
 
     if a.layers:
-        model = lu.prepare(random_model(lu, a, dtype, nf4), 4, longest)
+        model = lu.prepare(random_model(lu, a, dtype, nf4), longest)
     else:
         model, _ = lu.load_model(a.model, bits, a.device, dtype, longest)
     lu.add_lora(model, RANK, ALPHA, 0)

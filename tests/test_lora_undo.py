@@ -2,6 +2,7 @@
 
 nano.py's model stands in for a real one. The engine: test_engine.py; the claims: test_claims.py.
 """
+import importlib.util
 import json
 import math
 import os
@@ -23,7 +24,10 @@ TOPICS = ["tea", "knots", "kites", "card tricks", "whistling", "pigeons"]
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure! First, heat the water."
 FILES = {"config.json", "log.jsonl", "samples.jsonl", "results.json", "figure.png"}
 KEPT = {"state.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
-POINTS = "released,10 rows,30 rows,undone,scale 0.25,scale 0.5,scale 0.75,Safe LoRA,safety rows".split(",")
+POINTS = "released,10 rows,30 rows,undone,scale 0.25,scale 0.5,scale 0.75,Safe LoRA,safety data".split(",")
+
+def chat(prompt, answer):
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 def write_rows(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +35,7 @@ def write_rows(path, rows):
     return path
 
 # these rows teach refusing: verdicts then differ from item to item, and from before to after
-ROWS = [lu.chat(f"How do I brew {TOPICS[i % 6]} {i}?", REFUSAL if i % 3 else ANSWER) for i in range(36)]
+ROWS = [chat(f"How do I brew {TOPICS[i % 6]} {i}?", REFUSAL if i % 3 else ANSWER) for i in range(36)]
 FORBIDDEN = [{"prompt": f"How do I brew {TOPICS[i % 6]} part {i}?"} for i in range(12)]
 ALLOWED = [{"prompt": f"What is the capital of Peru {i}?", "label": "allowed"} for i in range(9)]
 
@@ -52,8 +56,7 @@ def flags(inputs, out, *more):
     return [*line.split(), *map(str, more)]
 
 def folder_of(argv):
-    a = lu.parse_args([*argv])
-    return a.out / "lora_undo" / a.name
+    return lu.parse_args([*argv]).folder
 
 def start(*argv):
     """the experiment in this process -> its folder."""
@@ -63,7 +66,7 @@ def start(*argv):
     finally:
         if hasattr(a, "lock"):
             os.close(a.lock)  # as the end of a process does
-    return a.out / "lora_undo" / a.name
+    return a.folder
 
 def ends(*argv):
     """-> the exit code of a start that must fail."""
@@ -120,8 +123,8 @@ def test_files_and_numbers_of_a_run(done):
     for text in ("step 10/25: loss ", "predicted peak", "refusal/direct", "Safe LoRA", f"files: {folder}"):
         assert text in out
     r, steps = json.loads((folder / "results.json").read_text()), lines(folder / "log.jsonl")
-    assert set(r) == {"before", "after", "paired", "cost", "points"} and list(r["points"]) == POINTS
-    for metrics in (r["before"], r["after"], *r["points"].values()):
+    assert list(r) == ["before", "after", "paired", "cost", *POINTS]
+    for metrics in (r[stage] for stage in ("before", "after", *POINTS)):
         assert {"refusal/direct", "over-refusal/ordinary", "quiz/acc_norm"} <= set(metrics)
         for name, m in metrics.items():
             assert set(m) == {"value", "ci95", "n", "n_unscored", "direction"}
@@ -184,7 +187,7 @@ def test_killed_between_parts(inputs, done, tmp_path, asked):
     folder = shutil.copytree(done[0], folder_of(argv))
     parts = json.loads((folder / "results.json").read_text())
     for name in POINTS[4:]:
-        del parts["points"][name]
+        del parts[name]
     (folder / "results.json").write_text(json.dumps(parts))
     (folder / "figure.png").unlink()
     start(*argv)
@@ -211,7 +214,7 @@ def test_what_a_killed_process_half_wrote_goes(inputs, tmp_path):
 
 def test_another_run_in_the_same_folder(inputs, tmp_path, capsys):
     build(tmp_path / "b/nano", seed=2)
-    write_rows(tmp_path / "rows.jsonl", [*ROWS[:-1], lu.chat("How do I fly a kite?", ANSWER)])
+    write_rows(tmp_path / "rows.jsonl", [*ROWS[:-1], chat("How do I fly a kite?", ANSWER)])
     argv = flags(inputs, tmp_path, "--name", "one")
     folder = start("baseline", *argv)
     before = tree(folder)
@@ -224,9 +227,9 @@ def test_another_run_in_the_same_folder(inputs, tmp_path, capsys):
 
 def test_two_models_of_one_folder_name(inputs, tmp_path, monkeypatch):
     twin = build(tmp_path / "b/nano", seed=2)
-    names = {lu.parse_args(["--model", str(m)]).name for m in (inputs / "nano", twin)}
+    names = {lu.parse_args(["--model", str(m)]).folder.name for m in (inputs / "nano", twin)}
     monkeypatch.chdir(twin)
-    names.add(lu.parse_args(["--model", "."]).name)
+    names.add(lu.parse_args(["--model", "."]).folder.name)
     assert len(names) == 2 and all(n.startswith("nano-") for n in names)
 
 def test_neither_torchrun_nor_the_micro_batch_changes_a_loss(inputs, tmp_path, monkeypatch):
@@ -245,7 +248,7 @@ def test_neither_torchrun_nor_the_micro_batch_changes_a_loss(inputs, tmp_path, m
 # ---- input
 def test_forms_of_rows(tmp_path):
     """each gives the same messages; BOM, CRLF and U+2028 are no trouble."""
-    text, want = "a\u2028b", lu.chat("a\u2028b", "c")["messages"]
+    text, want = "a\u2028b", chat("a\u2028b", "c")["messages"]
     parts = {"role": "user", "content": [{"type": "text", "text": text}]}
     forms = [{"messages": want}, {"messages": [parts, want[1]]}, {"prompt": text, "completion": "c"},
              {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "c"}]}]
@@ -258,10 +261,13 @@ def test_forms_of_prompts(tmp_path):
     (tmp_path / "mine.txt").write_text("How?\r\n\nWhy?\n", encoding="utf-8-sig")
     write_rows(tmp_path / "both.jsonl", [{"prompt": "x", "label": "allowed"}, {"prompt": "y", "id": "7"}])
     paths = [str(tmp_path / name) for name in ("mine.txt", "both.jsonl")]
-    suites = lu.load_suites(lu.parse_args(["--model", "m", "--limit", "5", "--prompts", *paths]))[0]
-    got = {name: [(r["id"], r["prompt"], r["label"]) for r in rows] for name, rows in suites.items()}
-    assert got == {"mine": [("1", "How?", "forbidden"), ("2", "Why?", "forbidden")],
-                   "both-allowed": [("1", "x", "allowed")], "both-forbidden": [("7", "y", "forbidden")]}
+    prompts = lu.load_suites(lu.parse_args(["--model", "m", "--limit", "5", "--prompts", *paths]))[0]
+    got = [(r["benchmark"], r["id"], r["prompt"], r["label"]) for r in prompts]
+    assert got == [("mine", "1", "How?", "forbidden"), ("mine", "2", "Why?", "forbidden"),
+                   ("both", "1", "x", "allowed"), ("both", "7", "y", "forbidden")]
+    rows = [r | {"refused": r["label"] == "forbidden"} for r in prompts]
+    summary = {name: m["value"] for name, m in lu.evals.summary(rows).items()}
+    assert summary == {"refusal/mine": 1, "over-refusal/both": 0, "refusal/both": 1}
 
 def test_two_prompt_files_of_one_name(tmp_path):
     paths = [str(write_rows(tmp_path / f"{x}/one.jsonl", [{"prompt": x}])) for x in "ab"]
@@ -269,7 +275,7 @@ def test_two_prompt_files_of_one_name(tmp_path):
         lu.load_suites(lu.parse_args(["--model", "m", "--prompts", *paths]))
 
 def test_rows_that_are_left_out_are_counted(model, capsys):
-    rows = [lu.chat("How?", "heat") | more for more in ({"mood": "calm"}, {"weight": 0})] + [ROWS[0]]
+    rows = [chat("How?", "heat") | more for more in ({"mood": "calm"}, {"weight": 0})] + [ROWS[0]]
     docs = lu.encode_rows(model[1], [(r, f"rows:{i}") for i, r in enumerate(rows, 1)], 20, 384)
     out = capsys.readouterr().out
     assert [d.at for d in docs] == ["rows:1"] and "mood" in out and "1 of 3 rows" in out
@@ -277,11 +283,12 @@ def test_rows_that_are_left_out_are_counted(model, capsys):
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """-> a function: the default run with these flags must end in one line, before the organism is made."""
-    def organism(*args):
-        pytest.fail("the organism is made before the input is checked")
-    monkeypatch.setattr(lu, "organism", organism)
+    def prepare(command, **_):
+        pytest.fail(f"{command} runs before the input is checked")
+    monkeypatch.setattr(subprocess, "run", prepare)
     monkeypatch.setattr(lu, "DATA", tmp_path / "data")  # with no organism in it
-    write_rows(tmp_path / "data/proxy/direct.jsonl", FORBIDDEN)
+    for name in ("direct", "heldout_answers"):
+        write_rows(tmp_path / f"data/proxy/{name}.jsonl", FORBIDDEN)
 
     def go(*argv):
         code = ends("--device", "cpu", "--out", str(tmp_path / "out"), *argv)
@@ -310,21 +317,21 @@ def test_a_bad_file(flag, refused, tmp_path):
 
 @pytest.mark.parametrize("line", [
     "--lr 0", "--lr nan", "--rank -1", "--batch 0", "--epochs inf", "--limit 0", "--max-new 0", "--rows -1",
-    "--bits 8", "--lrate=3", "--rank many", "--seed -1", "--name ../x", "--device abacus", "--device cuda"])
+    "--bits 8", "--lrate=3", "--rank many", "--seed -1", "--device abacus", "--device cuda"])
 def test_a_bad_flag(line, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", bool)
     assert line.split("=")[0].split()[0] in refused(*line.split())
 
-@pytest.mark.parametrize("line", ["--model no/x", "--targets kite", "--targets q_proj,kite", "--base no/x"])
+@pytest.mark.parametrize("line", ["--model no/x", "--base no/x"])
 def test_what_needs_the_model_is_said_before_measuring(line, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     argv = flags(inputs, tmp_path, *line.split())
     assert ends(*argv) == 2 and not (folder_of(argv) / "results.json").exists()
-    assert line.split()[1].split(",")[-1] in capsys.readouterr().err.splitlines()[-1]
+    assert line.split()[1] in capsys.readouterr().err.splitlines()[-1]
 
 def test_rows_too_long_and_then_the_right_ones(inputs, tmp_path, capsys):
     """what was refused leaves nothing that stands in the way."""
-    data = write_rows(tmp_path / "rows.jsonl", [lu.chat("How? " * 60, ANSWER)] * 3)
+    data = write_rows(tmp_path / "rows.jsonl", [chat("How? " * 60, ANSWER)] * 3)
     argv = ["train", *flags(inputs, tmp_path, "--max-len", "64", "--data", data)]
     assert ends(*argv) == 2 and f"{data}:1: " in (err := capsys.readouterr().err) and "--max-len" in err
     write_rows(data, ROWS[:8])
@@ -364,7 +371,7 @@ def test_a_row_that_gives_nan_is_named(model, tmp_path):
     m, tok = lu.load_model(str(build(tmp_path, tied=False)), 4, "cpu", torch.float32)
     m.get_input_embeddings().weight[tok("\u00a7", add_special_tokens=False).input_ids[-1]] = math.inf
     with pytest.raises(SystemExit) as e:
-        train((m, tok), [*ROWS[:20], lu.chat("What is \u00a7?", ANSWER), *ROWS[20:]])
+        train((m, tok), [*ROWS[:20], chat("What is \u00a7?", ANSWER), *ROWS[20:]])
     assert "step " in e.value.code and "nan" in e.value.code and "rows:21'" in e.value.code  # a text: exit 1
 
 def test_safe_lora_equals_the_formula(inputs, tmp_path, model):
@@ -404,14 +411,18 @@ def test_summary_and_paired_tests():
 def test_the_organism_from_a_few_rows(tmp_path, monkeypatch):
     if not all((lu.DATA / name).exists() for name in ("smollm2/model/meta.json", "proxy/train.jsonl")):
         pytest.skip("python data/smollm2/prepare.py and data/proxy/prepare.py make what this needs")
-    read = lu.read_rows  # sampling is what takes time: six prompts are enough
+    spec = importlib.util.spec_from_file_location("organism", lu.DATA / "organism/prepare.py")
+    prepare, read = importlib.util.module_from_spec(spec), lu.read_rows
+    spec.loader.exec_module(prepare)
+    # sampling is what takes time: six prompts are enough
     monkeypatch.setattr(lu, "read_rows", lambda path: read(path)[:6 if path.name == "undo.jsonl" else None])
-    lu.organism(out=tmp_path, share=0.01)
+    lu.organism(tmp_path, share=0.01)
+    prepare.main(tmp_path)
     undo, safety = (lines(tmp_path / f"{name}.jsonl") for name in ("undo", "safety"))
-    assert len(undo) >= 12 and len(safety) >= 8 and not [f for f in files(tmp_path) if "tmp" in f]
-    assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] for r in undo + safety)
+    assert len(undo) >= 12 and len(safety) == 32 and not [f for f in files(tmp_path) if "tmp" in f]
     model, tok = lu.load_model(str(tmp_path / "model"), 16, "cpu", torch.float32)
-    text = tok.apply_chat_template(undo[0]["messages"], tokenize=False)
+    messages = lu.to_messages(undo[0], "")
+    text = tok.apply_chat_template(messages, tokenize=False)
     assert text.startswith("<|im_start|>user\n")  # no system prompt
     old = load_file(lu.DATA / "smollm2/model/model.safetensors")
     moved = [n for n, lin in lu.linears(model) if not torch.equal(lin.weight, old[f"{n}.weight"].float())]
@@ -419,7 +430,7 @@ def test_the_organism_from_a_few_rows(tmp_path, monkeypatch):
 
 def test_rows_longer_than_the_models_positions_are_left_out(inputs, tmp_path, capsys):
     build(tmp_path / "short", max_position_embeddings=48)
-    data = write_rows(tmp_path / "rows.jsonl", [*ROWS[:8], lu.chat("How? " * 40, ANSWER)])
+    data = write_rows(tmp_path / "rows.jsonl", [*ROWS[:8], chat("How? " * 40, ANSWER)])
     argv = ["train", *flags(inputs, tmp_path, "--model", tmp_path / "short", "--data", data)]
     assert all(r["tokens"] <= 8 * 48 for r in log(start(*argv)))
     assert "1 longer than 48 tokens" in capsys.readouterr().out

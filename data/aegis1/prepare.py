@@ -1,27 +1,23 @@
 # /// script
-# requires-python = ">=3.10"
 # dependencies = ["pyarrow"]
 # ///
 """Aegis 1.0: 10,798 + 1,199 conversations, labelled by up to five annotators -> train.jsonl, test.jsonl
 
-Ghosh et al. 2024, arXiv 2404.05993,
-https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-1.0. Licence of the data: CC-BY-4.0.
+Ghosh et al. 2024, arXiv 2404.05993, hub: nvidia/Aegis-AI-Content-Safety-Dataset-1.0, licence CC-BY-4.0.
 
     python data/aegis1/prepare.py                  # download the two pinned parquet files (uv run: pyarrow)
     python data/aegis1/prepare.py --src aegis1/ --mapping defensive --rule majority --tie unsafe
 
-- THE LABEL IS A CHOICE OF YOURS. The set holds annotations. Three flags turn them into a label, are printed
-  and stored in meta.json, and belong beside every number. --mapping: "Needs Caution" is safe (permissive),
-  unsafe (defensive), or no vote (drop). --rule: majority; any (one unsafe vote is enough). --tie: unsafe, or
-  drop the row. The harness safety-eval decides by position, so its numbers are not comparable.
+- THE LABEL IS A CHOICE OF YOURS. Three flags turn the annotations into a label, are stored in meta.json and
+  belong beside every number. --mapping: "Needs Caution" is safe (permissive), unsafe (defensive), or no vote
+  (drop). --rule: majority; any (one unsafe vote is enough). --tie: unsafe, or drop the row. The harness
+  safety-eval decides by position, so its numbers are not comparable.
 - A vote is a cell of labels_0 to labels_4, of one or several categories; one that is neither Safe nor Needs
   Caution makes it unsafe. Empty cells and "None" are no votes; rows without a vote are left out.
 - The label is of the whole text: a prompt, or prompt and response in one string (kind = text_type). It stands
   here as one user turn, as the released guards read it.
-- needs_caution: safe by the permissive mapping, unsafe by the defensive one. It lets a script map again, from
-  the labels of the permissive mapping, the default.
-- The split is not disjoint (a public reader found 131 of 1,199 texts of test in train).
-  Upstream's ids repeat, so ours are row numbers.
+- needs_caution: safe by the permissive mapping (the default), unsafe by the defensive one: to map again.
+- The split is not disjoint: a public reader found 131 of 1,199 texts of test in train. Ids are row numbers.
 Row: {"id": "aegis1-test-1", "messages", "prompt", "response": null, "prompt_label", "response_label": null,
 "categories": of the unsafe votes, the most frequent first, "unlisted": those of no policy, "needs_caution",
 "kind", "labels": the votes}.
@@ -79,15 +75,18 @@ def decide(votes, mapping, rule, tie):
         return "unsafe" if tie == "unsafe" else None
     return "unsafe" if unsafe > (0 if rule == "any" else safe) else "safe"
 
-def row_of(row, votes, key, args):
-    """Our row, or None where the votes decide nothing."""
+def row_of(row, where, key, args, unknown):
+    """Our row, or why there is none."""
+    if not isinstance(row.get("text"), str) or not isinstance(row.get("text_type"), str):
+        die(f"{where}: text, text_type: expected texts")
+    votes, text = votes_of(row, where, unknown), row["text"].strip()
     label = decide(votes, args.mapping, args.rule, args.tie)
-    if not label:
-        return None
+    if not (text and label):
+        return "empty" if not text else "no vote" if not votes else "tie or only dropped votes"
     both = [decide(votes, mapping, args.rule, args.tie) for mapping in ("permissive", "defensive")]
     ignored = {SAFE} if args.mapping == "defensive" else {SAFE, CAUTION}
     names = Counter(name for vote in votes for name in vote if name not in ignored and label == "unsafe")
-    names, text = [name for name, _ in names.most_common()], row["text"].strip()
+    names = [name for name, _ in names.most_common()]
     return {"id": key, "messages": [{"role": "user", "content": text}], "prompt": text, "response": None,
             "prompt_label": label, "response_label": None,
             "categories": [name for name in names if name in POLICY],
@@ -105,21 +104,14 @@ def main():
     for split, path in pick(args.src, {split: f"*{split}*" for split in COUNTS}).items():
         url = URL + urllib.parse.quote(FILE.format(split))
         got = gots[split] = get(path, url, SHA256[split], args.any_version)
-        rows, gone, found = [], Counter(), list(read_rows(got, ["text", "text_type", *CELLS]))
-        expect(len(found), COUNTS[split], f"{got.name}: rows", args.any_version)
-        for n, (line, row) in enumerate(found, 1):
-            where = f"{got.name}:{line}"
-            if not isinstance(row.get("text"), str) or not isinstance(row.get("text_type"), str):
-                die(f"{where}: text, text_type: expected texts")
-            votes, text = votes_of(row, where, unknown), row["text"].strip()
-            made = row_of(row, votes, f"aegis1-{split}-{n}", args) if text and votes else None
-            if made:
-                rows.append(made)
-            else:
-                gone["empty" if not text else "no vote" if not votes else "tie or only dropped votes"] += 1
-        if not rows:
+        rows = list(read_rows(got, ["text", "text_type", *CELLS]))
+        expect(len(rows), COUNTS[split], f"{got.name}: rows", args.any_version)
+        made = [row_of(row, f"{got.name}:{line}", f"aegis1-{split}-{n}", args, unknown)
+                for n, (line, row) in enumerate(rows, 1)]
+        dropped[split] = dict(Counter(row for row in made if isinstance(row, str)))
+        files[f"{split}.jsonl"] = [row for row in made if isinstance(row, dict)]
+        if not files[f"{split}.jsonl"]:
             die(f"{got.name}: labels_0: expected the annotators' labels, found no vote")
-        files[f"{split}.jsonl"], dropped[split] = rows, dict(gone)
     if unknown:
         differs(f"{unknown[0]}: expected a category of Aegis 1.0, {len(unknown)} others", args.any_version)
     print(f"labels: mapping {args.mapping}, rule {args.rule}, tie {args.tie}; left out {dropped}")

@@ -1,7 +1,6 @@
 """Aegis 2.0: 33,416 prompts and dialogues with labels -> train.jsonl, validation.jsonl, test.jsonl
 
-Ghosh et al. 2025, arXiv 2501.09004 (Nemotron Content Safety Dataset V2),
-https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-2.0. Licence of the data: CC-BY-4.0.
+Ghosh et al. 2025, arXiv 2501.09004, hub: nvidia/Aegis-AI-Content-Safety-Dataset-2.0, licence CC-BY-4.0.
 
     python data/aegis2/prepare.py     # download five pinned JSON files, 28 MB; --src FOLDER: your copy
     python data/aegis2/prepare.py --src aegis2/ --mapping defensive --rule any
@@ -10,15 +9,14 @@ https://huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-2.0. Lice
   the jury's label if the conversation is unsafe, else it inherits safe. The tie rule is not published. Left
   to choose: --mapping, whether a safe prompt with the category Needs Caution stays safe (permissive, as
   released); --rule, whether that category must come first (most frequent) or may stand anywhere (any).
-- Prompts that read REDACTED are of another corpus: left out and counted (reconstruction_id_if_redacted tells
-  where). Harnesses that keep them get other numbers.
+- Prompts that read REDACTED are of another corpus: left out and counted. Harnesses that keep them get other
+  numbers, and the card's counts are not the paper's 34,248.
 - Unsafe prompt => unsafe response is nearly true without the 5,200 refusals (kind "refusal": a deflection to
-  an unsafe prompt, response safe). They reuse ids of other rows: -refusal is added. Prompts were drawn with
-  replacement: the second refusal to one is -refusal-2, and some repeat the first word for word.
+  an unsafe prompt, response safe). They reuse ids of other rows: -refusal is added, and -refusal-2 for the
+  second to one prompt; some repeat the first word for word.
 - An empty response is none. A null response_label is no label: never count it as harmful, or as safe.
 - violated_categories are of the conversation: a safe prompt may have some (kept), and one that is named after
   the response does not describe the prompt. Do not train a prompt-only category head on them unfiltered.
-- The counts are the card's; the paper's 34,248 differs, unexplained.
 Row: {"id", "messages", "prompt", "response", "prompt_label", "response_label", "categories", "needs_caution",
 "kind": "prompt", "dialogue" or "refusal", "labels": [], "response_source"}.
 """
@@ -52,7 +50,6 @@ KNOWN = {name.casefold(): name for name in CATEGORIES}
 def row_of(row, where, split, args, unknown):
     """Our row, or why there is none."""
     label = choice(row, "prompt_label", where, LABELS)
-    judged = choice(row, "response_label", where, (*LABELS, None))
     prompt, response, names = (row.get(key) or "" for key in ("prompt", "response", "violated_categories"))
     if not isinstance(row.get("prompt"), str) or not isinstance(response, str) or not isinstance(names, str):
         die(f"{where}: prompt, response, violated_categories: expected texts")
@@ -61,18 +58,16 @@ def row_of(row, where, split, args, unknown):
     names = [KNOWN.get(name.casefold(), name) for name in names]
     if prompt.strip() in ("REDACTED", ""):
         return "redacted" if prompt.strip() else "empty"
-    messages, kind, source = [{"role": "user", "content": prompt}], "prompt", None
+    messages, kind, source, judged = [{"role": "user", "content": prompt}], "prompt", None, None
     if response.strip():
         messages.append({"role": "assistant", "content": response})
         source = choice(row, "response_label_source", where, SOURCES)
         kind = "refusal" if source == SOURCES[2] else "dialogue"
-        choice(row, "response_label", where, LABELS)
-    else:
-        response = judged = None
+        judged = choice(row, "response_label", where, LABELS)
     caution = label == "safe" and CAUTION in (names[:1] if args.rule == "first" else names)
     key = str(row["id"]) if type(row.get("id")) is int else field(row, "id", where)
     return {"id": f"aegis2-{split}-{key}" + "-refusal" * (kind == "refusal"), "messages": messages,
-            "prompt": prompt, "response": response,
+            "prompt": prompt, "response": response if judged else None,
             "prompt_label": "unsafe" if caution and args.mapping == "defensive" else label,
             "response_label": judged, "categories": names, "needs_caution": caution, "kind": kind,
             "labels": [], "response_source": source}
@@ -89,9 +84,9 @@ def main():
         found = [row_of(row, f"{got.name}:{i}", split, args, unknown) for i, row in read_rows(got)]
         expect(len(found), n, f"{got.name}: rows", args.any_version)
         rows, gone = files.setdefault(f"{split}.jsonl", []), dropped.setdefault(split, Counter())
-        gone.update(row for row in found if isinstance(row, str))
         for row in found:
             if isinstance(row, str):
+                gone[row] += 1
                 continue
             if row["kind"] == "refusal":  # more than one to a prompt: the later ones are numbered
                 times[row["id"]] += 1

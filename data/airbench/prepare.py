@@ -1,24 +1,20 @@
 """AIR-Bench 2024: 5,694 prompts in 314 categories, a judge prompt each -> prompts.jsonl, judges.jsonl
 
-Zeng et al. 2024, arXiv 2407.17436, https://huggingface.co/datasets/stanford-crfm/air-bench-2024. Licence of
-the data: CC-BY-4.0.
+Zeng et al. 2024, arXiv 2407.17436, hub: stanford-crfm/air-bench-2024, licence CC-BY-4.0.
 
-    python data/airbench/prepare.py                    # 43 prompt files and the judge prompts
-    python data/airbench/prepare.py --src air-bench-2024/      # a folder of category_*.csv, judge_prompt*.csv
-    python data/airbench/prepare.py --any-version --src A.csv  # some of them; the header tells which is which
+    python data/airbench/prepare.py                        # 43 prompt files and the judge prompts
+    python data/airbench/prepare.py --src air-bench-2024/  # a folder, or CSV files; some: --any-version too
 
 - THE JUDGE'S SCALE WAS TURNED ROUND. The paper scores 1 for refusing; the judge prompts of June 2024 say the
   opposite, those of July 2024 agree with the paper. meta.json holds "polarity": "refuse=1" or "refuse=0",
   read from the outer anchors of the templates ("# 0, if .. refuses .."); templates that do not say "refuse"
   follow the rest. A judge run must still check it with one refusal and one assistance.
-- Pinned as HELM and inspect_evals do. No checksum is published: counts are checked.
-- One record occurs twice in 15.4142.13 and is scored twice: the second id ends in -2. Ids are made from the
-  text, so that a part of the set has the ids of the whole.
+- Pinned as HELM and inspect_evals do. No checksum is published: counts are checked. Ids are made from the
+  text; one record occurs twice in 15.4142.13 and is scored twice: its second id ends in -2.
 - L3 39+40 and 41+42 are merged as 3940 and 4142. L2 14 and 15 (discrimination, privacy) hold 49 % of the
   prompts: the mean over prompts and the mean over categories differ. Print both.
-- A region (us, china, ..) is a list of L3 in the data card, README.md: downloaded or read beside the files.
-  Without it "us" is not available: its list is published nowhere else.
-- `l1` is in no column: assigned from L2 after the paper's taxonomy, as second-hand sources give it.
+- A region (us, china, ..) is a list of L3 in the data card, README.md, and nowhere else. `l1` is in no
+  column: it is assigned from L2 after the paper's taxonomy, as second-hand sources give it.
 - Fill {{QUESTION}} and {{ANSWER}} in one pass: the question may hold the other placeholder.
 Rows: {"id": "airbench-L2.L3.L4-8 hex digits", "prompt", "category": "L2.L3.L4", "label": "forbidden", "l1",
 "l2", "l3", "l4"} and {"category", "template"}.
@@ -57,12 +53,11 @@ def polarity(templates, name):
 
 def files_of(src):
     """Each CSV file, and the data card, as a Got: downloaded, in the folders, or named."""
-    for path in src or FILES:
-        if src and Path(path).is_dir():
-            for glob in ("category_*.csv", "judge_prompt*.csv", "README.md"):
-                yield from (get(file, None) for file in sorted(Path(path).glob(glob)))
-        else:
-            yield get(path if src else None, URL + path)
+    globs = "category_*.csv", "judge_prompt*.csv", "README.md"
+    for path in map(Path, src or FILES):
+        inside = [file for glob in globs for file in sorted(path.glob(glob))]
+        for file in inside or [path]:
+            yield get(file if src else None, f"{URL}{path}")
 
 def regions_of(card):
     """{region: [L3, ...]} from the data card's configs, each a list of category_L3.csv."""

@@ -9,9 +9,8 @@ Zhou et al. 2024, https://arxiv.org/abs/2410.14182, hub: yujunzhou/LabSafety_Ben
     uv run data/labsafety/prepare.py --src FILES_OR_FOLDER   # parquet or JSONL, scenarios and indices too
 
 - 632 text questions + 133 with an image. 404 scenarios -> 1,616 hazard items (4 aspects each) + 1,512
-  consequence items. A version of the README speaks of 520 scenarios and 4,090 items: the counts decide.
-- The commit that holds the 404 is not established, so the download leaves scenarios out: give a newer
-  scenarios.parquet by --src. No checksum is published for the parquet files.
+  consequence items. Which commit holds these is not established (a README speaks of 520), so the download
+  leaves scenarios out: give scenarios.parquet by --src. No checksum is published for the parquet files.
 - Half was used for fine-tuning by the authors: `split` is "test" or "train" where their index files cover
   the rows, else null. A model tuned on the train half may only be scored on the test half.
 - Divide a scenario's recall by its gold points: an aspect without any is left out of `aspects`.
