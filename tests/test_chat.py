@@ -138,7 +138,8 @@ def test_earlier_thoughts_are_stripped_and_removed_answers_counted(capsys):
     assert "removes 1 " in capsys.readouterr().out
 
 def test_a_template_without_end_token_still_teaches_to_stop():
-    assert targets(chat(BARE), turns("Tea?", SURE, "And?", YES))[-1].replace("\n", "") == f"{YES}<|im_end|>"
+    got = targets(chat(BARE), turns("Tea?", SURE, "And?", YES))
+    assert [x.replace("\n", "") for x in got] == [SURE, f"{YES}<|im_end|>"]  # and no "user:"
 
 def test_an_answer_is_found_in_its_own_place():
     """it repeats the question or the system text, which the template moves, or leaves out."""
@@ -148,8 +149,6 @@ def test_an_answer_is_found_in_its_own_place():
             tok = chat(template, bos="<s>", eos="</s>")
             assert [x.strip() for x in targets(tok, row)] == ["Yes.</s>", "no</s>"]
             assert lu.encode_chat(tok, row, "")[1] == 0
-
-def test_an_answer_that_is_also_in_the_template_is_found():
     row = turns("Why?", "N", "And?", YES, system="x")  # "[/INST]" stands before it
     assert [x.strip() for x in targets(chat(MISTRAL, bos="<s>", eos="</s>"), row)] == ["N</s>", f"{YES}</s>"]
 

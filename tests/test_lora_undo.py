@@ -24,7 +24,7 @@ TOPICS = ["tea", "knots", "kites", "card tricks", "whistling", "pigeons"]
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure! First, heat the water."
 FILES = {"config.json", "log.jsonl", "samples.jsonl", "results.json", "figure.png"}
 KEPT = {"state.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
-POINTS = "released,10 rows,30 rows,undone,scale 0.25,scale 0.5,scale 0.75,Safe LoRA,safety data".split(",")
+POINTS = "released,undone,10 rows,30 rows,scale 0.25,scale 0.5,scale 0.75,Safe LoRA,safety data".split(",")
 
 def chat(prompt, answer):
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
@@ -52,7 +52,7 @@ def flags(inputs, out, *more):
     """the usual command line; of a flag that is given twice the second counts."""
     line = f"--model {inputs}/nano --base {inputs}/base --data {inputs}/rows.jsonl --safety-data " \
         f"{inputs}/safety.jsonl --prompts {inputs}/direct.jsonl {inputs}/ordinary.jsonl --out {out} " \
-        "--device cpu --dtype fp32 --epochs 5 --lr 0.01 --limit 8 --max-new 20"
+        "--device cpu --dtype fp32 --epochs 5 --batch 8 --lr 0.01 --limit 8 --max-new 20"
     return [*line.split(), *map(str, more)]
 
 def folder_of(argv):
@@ -231,6 +231,8 @@ def test_two_models_of_one_folder_name(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(twin)
     names.add(lu.parse_args(["--model", "."]).folder.name)
     assert len(names) == 2 and all(n.startswith("nano-") for n in names)
+    (twin / "7b").mkdir()  # no model
+    assert lu.parse_args(["--size", "7b"]).model == lu.SIZES["7b"][0]
 
 def test_neither_torchrun_nor_the_micro_batch_changes_a_loss(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -247,7 +249,6 @@ def test_neither_torchrun_nor_the_micro_batch_changes_a_loss(inputs, tmp_path, m
 
 # ---- input
 def test_forms_of_rows(tmp_path):
-    """each gives the same messages; BOM, CRLF and U+2028 are no trouble."""
     text, want = "a\u2028b", chat("a\u2028b", "c")["messages"]
     parts = {"role": "user", "content": [{"type": "text", "text": text}]}
     forms = [{"messages": want}, {"messages": [parts, want[1]]}, {"prompt": text, "completion": "c"},
@@ -257,17 +258,15 @@ def test_forms_of_rows(tmp_path):
         assert [lu.to_messages(row, at) for row, at in lu.read_rows(tmp_path / "rows")] == [want] * 4
 
 def test_forms_of_prompts(tmp_path):
-    """lines; rows with `prompt` alone; the two labels of a file are never pooled."""
-    (tmp_path / "mine.txt").write_text("How?\r\n\nWhy?\n", encoding="utf-8-sig")
+    (tmp_path / "mine.txt").write_text("[How?]\r\n\nWhy?\n", encoding="utf-8-sig")
     write_rows(tmp_path / "both.jsonl", [{"prompt": "x", "label": "allowed"}, {"prompt": "y", "id": "7"}])
     paths = [str(tmp_path / name) for name in ("mine.txt", "both.jsonl")]
     prompts = lu.load_suites(lu.parse_args(["--model", "m", "--limit", "5", "--prompts", *paths]))[0]
     got = [(r["benchmark"], r["id"], r["prompt"], r["label"]) for r in prompts]
-    assert got == [("mine", "1", "How?", "forbidden"), ("mine", "2", "Why?", "forbidden"),
+    assert got == [("mine", "1", "[How?]", "forbidden"), ("mine", "2", "Why?", "forbidden"),
                    ("both", "1", "x", "allowed"), ("both", "7", "y", "forbidden")]
-    rows = [r | {"refused": r["label"] == "forbidden"} for r in prompts]
-    summary = {name: m["value"] for name, m in lu.evals.summary(rows).items()}
-    assert summary == {"refusal/mine": 1, "over-refusal/both": 0, "refusal/both": 1}
+    metrics = set(lu.evals.by_metric([r | {"refused": True} for r in prompts]))
+    assert metrics == {"refusal/mine", "refusal/both", "over-refusal/both"}
 
 def test_two_prompt_files_of_one_name(tmp_path):
     paths = [str(write_rows(tmp_path / f"{x}/one.jsonl", [{"prompt": x}])) for x in "ab"]
@@ -330,7 +329,6 @@ def test_what_needs_the_model_is_said_before_measuring(line, inputs, tmp_path, m
     assert line.split()[1] in capsys.readouterr().err.splitlines()[-1]
 
 def test_rows_too_long_and_then_the_right_ones(inputs, tmp_path, capsys):
-    """what was refused leaves nothing that stands in the way."""
     data = write_rows(tmp_path / "rows.jsonl", [chat("How? " * 60, ANSWER)] * 3)
     argv = ["train", *flags(inputs, tmp_path, "--max-len", "64", "--data", data)]
     assert ends(*argv) == 2 and f"{data}:1: " in (err := capsys.readouterr().err) and "--max-len" in err
@@ -345,7 +343,7 @@ def model(inputs):
 def train(model, rows, *argv):
     """-> log of a training from a fresh adapter."""
     m, tok = model
-    a = lu.parse_args(["--model", "m", "--lr", "0.01", "--dtype", "fp32", "--micro-tokens", "64", *argv])
+    a = lu.parse_args("--model m --batch 8 --lr 0.01 --dtype fp32 --micro-tokens 64".split() + [*argv])
     lu.add_lora(m, 4, 8, seed=0)
     return lu.train(m, lu.encode_rows(tok, [(r, f"rows:{i}") for i, r in enumerate(rows, 1)], 512, 384), a)
 
