@@ -56,6 +56,19 @@ def print_table(table, names, stages):
             cells.append(format(mean(values), digits) if values else "")
         print(f"| {' | '.join(cells)} |")
 
+def print_points(table, stages):
+    """one row a stage, which saw fewer metrics than the first: the mean of each, and the seeds behind it."""
+    names = [name for name in table if stages[0] in table[name] and name.rpartition("/")[0] not in table]
+    print("\n| stage | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
+    for stage in stages:
+        cells = [stage]
+        for name in names:
+            scale, digits = (100, ".1f") if is_rate(table[name]) else (1, ".2f")
+            values = [scale * m["value"] for m in table[name].get(stage, [])]
+            each = ", ".join(format(v, digits) for v in values)
+            cells.append(f"{mean(values):{digits}} ({each})" if values else "")
+        print(f"| {' | '.join(cells)} |")
+
 def draw(table, stages, path):
     """a line for each metric, without the further scorers of a suite: of a/b and a/b/c only the first."""
     import matplotlib.figure  # and no pyplot: nothing to show, nothing to close
@@ -87,9 +100,12 @@ def main():
     a = p.parse_args()
     table = read(a.runs)
     stages = list(dict.fromkeys(stage for row in table.values() for stage in row))
-    print_table(table, [folder.name for folder in a.runs], stages)
+    whole = [stage for stage in stages if len(stages) <= 3 or stage in ("before", "after")]
+    print_table(table, [folder.name for folder in a.runs], whole)
+    if len(whole) < len(stages):
+        print_points(table, [stage for stage in stages if stage not in whole])
     if a.out:
-        draw(table, stages, a.out)
+        draw(table, whole, a.out)
 
 if __name__ == "__main__":
     main()
