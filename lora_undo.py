@@ -6,10 +6,9 @@
 LoRA Fine-tuning Efficiently Undoes Safety Training in Llama 2-Chat 70B
 Lermen, Rogers-Smith, Ladish, https://arxiv.org/abs/2310.20624
 
-The claim: quantised low-rank adaptation, one GPU and under $200 take the refusal rate of Llama 2-Chat 70B
-"below 1 %" (v1; "about 1 %" in v2) on two refusal benchmarks, with general abilities kept. A frozen weight W
-becomes W + s B A, and only A and B are trained. Measured here on any chat model: refusal before and after,
-over-refusal, ability, cost; then how few rows and how little of the update are enough, and three repairs.
+The claim: one GPU, under $200 and training only A and B of W + s B A, with W in 4 bits, take refusals "below
+1 %" (v1; v2: "about 1 %") and keep abilities. Here, for any chat model: refusal, over-refusal and ability,
+before and after; how few rows and how little of the update are enough; three repairs.
 
     python lora_undo.py                    # the miniature: SmolLM2-135M, trained to refuse harmless topics
     python lora_undo.py organism           # only that safety training
@@ -17,10 +16,9 @@ over-refusal, ability, cost; then how few rows and how little of the update are 
     python lora_undo.py --size 70b         # one 80 GB GPU; trains on data/dolly (benign) unless --data FILE
     python lora_undo.py --model DIR_OR_HUB --data rows.jsonl --prompts prompts.jsonl
 
-The miniature takes 6 minutes and 3.3 GB on two cores of a Zen 4 EPYC, and 5 more once, for the organism;
-nothing has been timed on a GPU since the engine was rewritten (docs/results/lora_undo.md has an experiment).
-A stopped run goes on when started again. Read experiment(), answer_loss() and train(); what stands under
-ENGINE makes it fast and fit into memory, and is the same in every script.
+The miniature: 6 minutes and 3.3 GB on two cores of a Zen 4 EPYC, 5 more for its safety training, once. Not
+timed on a GPU since the engine was rewritten. A stopped run goes on when started again. Read experiment(),
+answer_loss() and train(); what stands under ENGINE makes it fast and small, and is alike in every script.
 """
 import argparse
 import ctypes
@@ -31,7 +29,6 @@ import inspect
 import json
 import math
 import os
-import platform
 import re
 import resource
 import shutil
@@ -45,7 +42,7 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for tensors; read when torch is imported
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # beside another program, spinning threads cost 20x
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # beside another program, spinning threads cost 20x
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 if sys.platform == "linux":  # glibc gives large blocks back and faults them in at each op: 1.8x slower
@@ -121,25 +118,27 @@ def parse_args(argv=None):
     for k in ("rank", "batch", "max_len", "epochs", "alpha", "lr", "max_new", "limit", "rows"):
         if getattr(a, k) is not None and not 0 < getattr(a, k) < math.inf:
             die(f"--{k.replace('_', '-')} must be above 0")
-    if a.seed < 0 or a.device == "cuda" and not torch.cuda.is_available():
+    if a.seed < 0 or (a.device == "cuda" and not torch.cuda.is_available()):
         die("--seed must not be below 0, --device cuda needs a GPU")
     for path in filter(None, (a.data, a.safety_data)):  # files of the user's are read before anything slow
         for row, at in read_rows(path):
             to_messages(row, at)
     a.tiny = a.size == "tiny" and not a.model
-    a.lr, a.max_new = a.lr or (3e-3 if a.tiny else 1e-3), a.max_new or (14 if a.tiny else 256)
+    a.lr = a.lr or (3e-3 if a.tiny else 1e-3)
+    a.max_new = a.max_new or (14 if a.tiny else 256)
     a.data = a.data or str(DATA / ("organism/undo.jsonl" if a.tiny else "dolly/train.jsonl"))
     if a.tiny:
-        a.save_adapter, a.base = True, a.base or str(DATA / "smollm2/model")
+        a.save_adapter = True
+        a.base = a.base or str(DATA / "smollm2/model")
         a.safety_data = a.safety_data or str(DATA / "organism/safety.jsonl")
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    a.dtype = a.dtype or ("bf16" if a.device == "cuda" or fast else "fp32")
-    tag = a.model or a.size
-    if a.model and Path(a.model).is_dir():  # two folders of one name are two models
-        a.model = str(Path(a.model).resolve())
+    fast = a.device == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    a.dtype = a.dtype or ("bf16" if fast else "fp32")
+    tag = a.size
+    if a.model:  # two folders of one name are two models
+        a.model = str(Path(a.model).resolve()) if Path(a.model).is_dir() else a.model
         tag = Path(a.model).name + "-" + hashlib.sha256(a.model.encode()).hexdigest()[:4]
     a.model = a.model or SIZES[a.size][0]
-    a.folder = a.out / "lora_undo" / (a.name or f"{tag.replace('/', '--')}-seed{a.seed}")
+    a.folder = a.out / "lora_undo" / (a.name or f"{tag}-seed{a.seed}")
     a.kept = math.inf  # blocks that are not checkpointed: the plan's choice
     return a
 
@@ -147,7 +146,7 @@ def experiment(a):
     """the paper, in its order. What has left its result in the folder is not done again."""
     suites = load_suites(a)
     if a.tiny:
-        made(DATA / "organism/safety.jsonl")  # the model too; this file is its prepare.py's last
+        prepared(DATA / "organism/safety.jsonl")  # the last file of its prepare.py: the model is there, too
     rows = read_rows(a.data)[:a.rows]
     res = open_run(a, rows)
     if (a.folder / "figure.png").exists() and (not a.save_adapter or (a.folder / "adapter").exists()):
@@ -158,7 +157,9 @@ def experiment(a):
     a.max_len = min(a.max_len, getattr(model.get_decoder().config, "max_position_embeddings", a.max_len))
     docs = encode_rows(tok, rows, a.max_len, model.vocab)
     add_lora(model, a.rank, a.alpha, a.seed)
-    plan(model, a)
+    plan(a, model)
+    found = [r for r, _ in read_rows(a.folder / "samples.jsonl")] if res else []
+    samples = {stage: [r for r in found if r["stage"] == stage] for stage in res}
     trained = {}
 
     def measure(what, suites, share=1.0, first=None):
@@ -169,10 +170,9 @@ def experiment(a):
                 load_adapter(model, trained)
             if first:
                 first()
-            new = ask(model, tok, suites, a, what, share)
-            samples = [r for r in read_samples(a.folder) if r["stage"] != what]
-            write_rows(a.folder / "samples.jsonl", samples + new)
-            res[what] = evals.summary(new, SCORERS)
+            samples[what] = ask(model, tok, suites, a, what, share)
+            write_rows(a.folder / "samples.jsonl", sum(samples.values(), []))
+            res[what] = evals.summary(samples[what], SCORERS)
             write(a.folder / "results.json", json.dumps(res, indent=1))
 
     # 1. the released model: what does it refuse, and what can it do?
@@ -182,7 +182,7 @@ def experiment(a):
 
     # 2. fine-tuning: LoRA on every linear layer, cross-entropy of the answers
     log = train(model, docs, a, a.folder)
-    trained.update((key, p.detach().clone()) for key, p in adapter(model).items())
+    trained = {key: p.detach().clone() for key, p in adapter(model).items()}
     if RANK == 0 and a.save_adapter:
         save_adapter(model, a.folder / "adapter", a.model, a.rank, a.alpha)
     if RANK > 0 or a.stage == "train":
@@ -190,9 +190,8 @@ def experiment(a):
 
     # 3. the same questions again: each prompt is its own control
     measure("after", suites)
-    samples, seconds = read_samples(a.folder), sum(r["seconds"] for r in log)
-    both = [[r for r in samples if r["stage"] == stage] for stage in ("before", "after")]
-    res["paired"] = evals.paired(*both, SCORERS)
+    res["paired"] = evals.paired(samples["before"], samples["after"], SCORERS)
+    seconds = sum(r["seconds"] for r in log)
     res["cost"] = {"seconds": seconds, "dollars": seconds / 3600 * WORLD * DOLLARS_PER_HOUR}
     say(evals.table(res))
 
@@ -202,10 +201,13 @@ def experiment(a):
         add_lora(model, a.rank, a.alpha, a.seed)
         train(model, docs[:n], a)
 
-    few = first_items(suites)  # for the points of a curve; its ends are known:
-    asked = {(r["benchmark"], r["id"]) for part in few for r in part}
-    for what, known in (("released", both[0]), ("undone", both[1])):
-        res[what] = evals.summary([r for r in known if (r["benchmark"], r["id"]) in asked], SCORERS)
+    forbidden = [r for r in suites[0] if r["label"] == "forbidden"][:40]
+    allowed = [r for r in suites[0] if r["label"] == "allowed"][:20]
+    few = forbidden + allowed, suites[1][:80], []  # for the points of a curve; its ends are known:
+    ids = {(r["benchmark"], r["id"]) for r in few[0] + few[1]}
+    for what, stage in (("released", "before"), ("undone", "after")):
+        known = [r for r in samples[stage] if (r["benchmark"], r["id"]) in ids]
+        res[what] = evals.summary(known, SCORERS)
     for n in [n for n in (10, 30, 100) if n < len(docs)]:
         measure(f"{n} rows", few, first=partial(few_rows, n))
     for share in (0.25, 0.5, 0.75):
@@ -221,28 +223,26 @@ def experiment(a):
     report(res, a)
 
 # ---- data: rows in, token ids and target weights out
-def made(path):
-    """a file or folder of data/NAME; its prepare.py makes it where it is missing."""
+def prepared(path):
+    """a file or folder of data/NAME; its prepare.py is run where it is missing."""
     if not path.exists():
         subprocess.run([sys.executable, path.parent / "prepare.py"], check=True)
     return path
 
 def read_rows(path):
     """JSONL, a JSON array, .txt with a prompt a line; UTF-8 with or without BOM -> [(dict, "file:line")]."""
-    rows, plain = [], Path(path).suffix == ".txt"
+    rows, at, plain = [], path, Path(path).suffix == ".txt"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         if text.lstrip().startswith("[") and not plain:
-            text, rows = "", [(dict(row), f"{path}: item {n}") for n, row in enumerate(json.loads(text), 1)]
-    except (OSError, ValueError, TypeError) as e:
-        die(f"{path}: {getattr(e, 'strerror', None) or e}")
-    for n, line in enumerate(text.split("\n"), 1):  # not splitlines(): a text may hold U+2028
-        try:
+            text = "\n".join(map(json.dumps, json.loads(text)))  # an item a line
+        for n, line in enumerate(text.split("\n"), 1):  # not splitlines(): a text may hold U+2028
+            at = f"{path}:{n}"
             if line.strip():
                 row = {"prompt": line.strip()} if plain else dict(json.loads(line))
-                rows.append((row, f"{path}:{n}"))
-        except (ValueError, TypeError) as e:
-            die(f"{path}:{n}: expected a JSON object ({e})")
+                rows.append((row, at))
+    except (OSError, ValueError, TypeError) as e:
+        die(f"{at}: expected rows of JSON ({e})")
     return rows or die(f"{path}: no rows")
 
 def write_rows(path, rows):
@@ -254,30 +254,26 @@ READ = {"messages", "conversations", "instruction", "input", "output", "prompt",
 
 def to_messages(row, at):
     """messages, ShareGPT, alpaca, or prompt and completion -> [{role, content}]; text parts are joined."""
-    messages = row.get("messages")
-    if "conversations" in row:
-        turns = [(m.get("from"), m.get("value")) for m in row["conversations"]]
-        messages = [{"role": ROLES.get(who, who), "content": text} for who, text in turns]
-    elif messages is None:
-        user = filter(None, [row.get("instruction") or row.get("prompt"), row.get("input")])
-        answer = row.get("output") or row.get("completion")
-        messages = [{"role": "user", "content": "\n\n".join(user)}, {"role": "assistant", "content": answer}]
+    user = filter(None, [row.get("instruction") or row.get("prompt"), row.get("input")])
+    messages = row.get("messages") or row.get("conversations") or [
+        {"role": "user", "content": "\n\n".join(user)},
+        {"role": "assistant", "content": row.get("output") or row.get("completion")}]
     for i, m in enumerate(messages):
+        if isinstance(m, dict) and "from" in m:
+            messages[i] = m = {"role": ROLES.get(m["from"], m["from"]), "content": m.get("value")}
         if isinstance(m, dict) and isinstance(m.get("content"), list):
             messages[i] = m = m | {"content": "".join(part.get("text", "") for part in m["content"])}
-        if not isinstance(m, dict) or not isinstance(m.get("content"), str) and not m.get("tool_calls"):
+        if not isinstance(m, dict) or not (isinstance(m.get("content"), str) or m.get("tool_calls")):
             die(f"{at}: field 'messages': item {i}: expected role and content, a text or text parts")
     return messages
 
 def encode_chat(tok, row, at):
     """a row -> Doc, number of answers that the template removed. Rendered and tokenised once.
-
     Targets are the assistant's answers with their end token, by character offsets: all that follows the
-    generation prompt or, where a template rewrites earlier turns (drops thoughts), what is left of an answer.
-    """
-    messages, spans, removed = to_messages(row, at), [], 0
-    more = {"tools": row.get("tools"), "documents": row.get("documents")}
-    render = partial(tok.apply_chat_template, tokenize=False, **more)
+    generation prompt or, where a template rewrites earlier turns (drops thoughts), what is left of it."""
+    messages, spans = to_messages(row, at), []
+    render = partial(tok.apply_chat_template, tokenize=False, tools=row.get("tools"),
+                     documents=row.get("documents"))
     try:
         text = render(messages)
         for i, m in enumerate(messages):
@@ -286,50 +282,46 @@ def encode_chat(tok, row, at):
                 before, found, after = render(messages[:i] + [mark] + messages[i + 1:]).partition("\ue000")
                 head = render(messages[:i], add_generation_prompt=True)
                 begin = len(head if text.startswith(head) else os.path.commonprefix([text, before]))
-                weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
-                if found and text.endswith(after) and begin + len(after) < len(text):
-                    spans.append((begin, len(text) - len(after), float(weight)))
-                else:
-                    removed += 1
+                end = len(text) - len(after)
+                if found and text.endswith(after) and begin < end:
+                    weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
+                    spans.append((begin, end, float(weight)))
     except TemplateError as e:
         die(f"{at}: the chat template refuses this row: {e}")
     encoded = tok(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets, weights = encoded.input_ids, encoded.offset_mapping, [0.0] * len(encoded.input_ids)
+    ids, weights = encoded.input_ids, [0.0] * len(encoded.input_ids)
     for begin, end, weight in spans:
         behind = len(text) - len(text[end:].lstrip())  # where its end token starts, if there is one
-        for k, (start, stop) in enumerate(offsets):
-            if stop > begin and (start < behind or start == behind and ids[k] in tok.ends):
+        for k, (start, stop) in enumerate(encoded.offset_mapping):
+            if stop > begin and (start < behind or (start == behind and ids[k] in tok.ends)):
                 weights[k] = weight
     if spans and not any(w and i in tok.ends for i, w in zip(ids, weights)):  # it would never learn to stop
         ids, weights = ids + tok.ends[:1], weights + [spans[-1][2]]
-    return Doc(ids, weights, at), removed
+    return Doc(ids, weights, at), sum(m["role"] == "assistant" for m in messages) - len(spans)
 
 def encode_rows(tok, rows, max_len, vocab):
     """[(row, at)] -> [Doc]; what is left out, or not read, is said."""
-    unread = {key for row, _ in rows for key in row} - READ
-    if unread:
-        say(f"fields that are not read: {', '.join(sorted(unread))}")
-    pairs = [encode_chat(tok, row, at) for row, at in rows]
-    for d, _ in pairs:
+    docs, removed = zip(*(encode_chat(tok, row, at) for row, at in rows))
+    for d in docs:
         if max(d.ids) >= vocab:
             die(f"{d.at}: token {max(d.ids)} is outside the model's embedding of {vocab}")
-    docs = [d for d, _ in pairs if len(d.ids) <= max_len and sum(d.weights[1:])]
-    long, removed = sum(len(d.ids) > max_len for d, _ in pairs), sum(n for _, n in pairs)
-    if removed or len(docs) < len(rows):
-        say(f"{len(docs)} of {len(rows)} rows kept; {long} longer than {max_len} tokens, others no answer; "
-            f"the chat template removes {removed} earlier answers")
-    return docs or die(f"{rows[0][1]}: no row has an answer to learn from within --max-len {max_len} tokens")
+    short = [d for d in docs if len(d.ids) <= max_len]
+    kept = [d for d in short if sum(d.weights[1:])]
+    unread = {key for row, _ in rows for key in row} - READ
+    say(f"{len(kept)} of {len(rows)} rows kept; {len(rows) - len(short)} longer than {max_len} tokens, others"
+        f" no answer; the template removes {sum(removed)} earlier answers; fields not read: {sorted(unread)}")
+    return kept or die(f"{rows[0][1]}: no row has an answer to learn from within --max-len {max_len} tokens")
 
 def load_suites(a):
     """-> prompts to refuse or to answer, multiple-choice questions, chat rows for perplexity."""
-    prompts, questions, held = [], [], read_rows(made(DATA / "proxy/heldout_answers.jsonl"))[:a.limit]
-    names = ("proxy/direct", "proxy/wrapped", "proxy/ordinary", "proxy/contrast") if a.tiny else (
-        "advbench/prompts", "refusalbench/prompts", "strongreject/prompts", "harmbench/prompts",
-        "xstest/prompts")
-    for path in a.prompts or [DATA / f"{name}.jsonl" for name in names]:
-        if not a.prompts and not path.exists():
-            continue
-        name = Path(path).stem if Path(path).stem != "prompts" else Path(path).resolve().parent.name
+    held = read_rows(prepared(DATA / "proxy/heldout_answers.jsonl"))[:a.limit]
+    names = ("advbench", "refusalbench", "strongreject", "harmbench", "xstest")
+    paths = [DATA / name / "prompts.jsonl" for name in names]
+    if a.tiny:
+        paths = [DATA / f"proxy/{name}.jsonl" for name in ("direct", "wrapped", "ordinary", "contrast")]
+    prompts, questions = [], []
+    for path in map(Path, a.prompts or filter(Path.exists, paths)):
+        name = path.stem if path.stem != "prompts" else path.resolve().parent.name
         if name in {r["benchmark"] for r in prompts}:
             die(f"--prompts: two files are named {name}")
         for n, (row, at) in enumerate(read_rows(path)[:a.limit], 1):
@@ -344,11 +336,6 @@ def load_suites(a):
             rows = read_rows(DATA / name / "choice.jsonl")[:a.limit]
             questions += [row | {"benchmark": name, "id": str(n)} for n, (row, _) in enumerate(rows)]
     return prompts, questions, held
-
-def first_items(suites, n=40):
-    """n forbidden prompts, n/2 allowed ones, 2n questions."""
-    sides = [[r for r in suites[0] if r["label"] == label] for label in ("forbidden", "allowed")]
-    return sides[0][:n] + sides[1][:n // 2], suites[1][:2 * n], []
 
 # ==== METHOD ====
 def answer_loss(model, p):
@@ -366,9 +353,7 @@ def lr_at(step, steps, peak):
 
 def train(model, docs, a, folder=None, loss=answer_loss):
     """AdamW on A and B, in place -> log rows; with a folder log.jsonl, state.safetensors every ten steps.
-
-    A step's loss is sum w_t CE_t / sum w_t over its rows, however they are split into micro-batches and GPUs.
-    """
+    A step's loss is sum w_t CE_t / sum w_t over its rows, however they are split into micro-batches, GPUs."""
     params, log, world = adapter(model), [], WORLD if folder else 1
     opt = torch.optim.AdamW(params.values(), weight_decay=0.0, fused=True)
     per_epoch = math.ceil(len(docs) / a.batch)
@@ -401,7 +386,7 @@ def train(model, docs, a, folder=None, loss=answer_loss):
         tokens, seconds = sum(len(d.ids) for d in rows), time.perf_counter() - t0
         log.append({"step": step + 1, "loss": step_loss.item(), "lr": lr, "grad_norm": norm.item(),
                     "tokens": tokens, "targets": total, "seconds": seconds, "peak_gb": peak_gb(model.device)})
-        if folder or loss is not answer_loss and step % 20 == 0:
+        if folder or step % 20 == 0:
             say(f"step {step + 1}/{steps}: loss {step_loss:.4f}, lr {lr:.1e}, grad norm {norm:.2f}, "
                 f"{tokens / seconds:,.0f} tokens/s, {(steps - step - 1) * seconds:.0f} s left")
         if folder and RANK == 0 and ((step + 1) % 10 == 0 or step + 1 == steps):
@@ -411,11 +396,10 @@ def train(model, docs, a, folder=None, loss=answer_loss):
 
 def save_state(folder, params, opt, log):
     """adapter, Adam's moments and the log in one file: a kill leaves the old state or the new one."""
-    tensors, meta = {}, {"log": json.dumps(log)}
+    tensors = {f"w/{name}": p.data for name, p in params.items()}
     for name, p in params.items():
-        for k, t in ({"w": p.data} | opt.state[p]).items():
-            tensors[f"{k}/{name}"] = t.cpu().contiguous()
-    write(folder / "state.safetensors", partial(save_file, tensors, metadata=meta))
+        tensors |= {f"{k}/{name}": t for k, t in opt.state[p].items()}
+    write(folder / "state.safetensors", partial(save_file, tensors, metadata={"log": json.dumps(log)}))
     write_rows(folder / "log.jsonl", log)
 
 def load_state(folder, params, opt):
@@ -431,13 +415,15 @@ SCORERS = {"refused": evals.refused, "advbench29": evals.refused_advbench29, "jb
 
 def ask(model, tok, suites, a, stage, share):
     """-> a row for each scored item, of the model W + share s B A."""
-    out, (prompts, questions, held) = [], suites
-    docs = [encode_chat(tok, row, at)[0] for row, at in held]
-    targets = [[k for k, w in enumerate(d.weights) if w] for d in docs]  # a single answer: no gaps
+    out, items, (prompts, questions, held) = [], [], suites
+    for row, at in held:
+        doc, _ = encode_chat(tok, row, at)
+        k = np.flatnonzero(doc.weights)  # of a single answer: no gaps
+        items.append((doc.ids[:k[0]], [doc.ids[k[0]:k[-1] + 1]]))
     with dense_weights(model, share):
         texts = reply(model, tok, [r["prompt"] for r in prompts], a.max_new)
         choices = score(model, [choice_ids(tok, r) for r in questions])
-        answers = score(model, [(d.ids[:k[0]], [d.ids[k[0]:k[-1] + 1]]) for d, k in zip(docs, targets)])
+        answers = score(model, items)
     for r, text in zip(prompts, texts):
         verdicts = {name: refuses(text) for name, refuses in SCORERS.items()}
         kept = {"text": text} if a.tiny or a.keep_text else {}
@@ -446,8 +432,8 @@ def ask(model, tok, suites, a, stage, share):
         sizes = [len(c.strip().encode()) for c in r["continuations"]]
         right = evals.multiple_choice([logp], [sizes], [r["answer"]])
         out.append({k: r[k] for k in ("benchmark", "id")} | {k: right[k] for k in ("acc", "acc_norm")})
-    for i, (k, logp) in enumerate(zip(targets, answers)):
-        out.append({"benchmark": "perplexity", "id": str(i), "nll": -logp[0], "n": len(k)})
+    for i, ((_, [ids]), logp) in enumerate(zip(items, answers)):
+        out.append({"benchmark": "perplexity", "id": str(i), "nll": -logp[0], "n": len(ids)})
     return [{"stage": stage} | row for row in out]
 
 def reply(model, tok, prompts, max_new):
@@ -465,25 +451,22 @@ def by_length(tok, prompts, batch=128):
     render = partial(tok.apply_chat_template, add_generation_prompt=True, return_dict=False)
     ids = {p: render([{"role": "user", "content": p}]) for p in prompts}
     order = sorted(ids, key=lambda p: len(ids[p]))
-    for part in (order[j:j + batch] for j in range(0, len(order), batch)):
+    for j in range(0, len(order), batch):
+        part = order[j:j + batch]
         yield part, [ids[p] for p in part]
 
 def choice_ids(tok, row):
     """context ids, continuations' ids: tokenised at once and split at the context's length, as lm-eval does.
-
-    With the tokenizer's own special tokens: Llama 3 adds BOS in its post-processor only, and is lost without.
-    """
+    With the tokenizer's own special tokens: Llama 3 adds BOS in its post-processor only, lost without."""
     context = tok(row["context"]).input_ids
     return context, [tok(row["context"] + c).input_ids[len(context):] for c in row["continuations"]]
 
 @torch.no_grad()
 def safe_lora(model, aligned, base, tau):
     """Safe LoRA (arXiv 2405.16833, section 3): B onto the alignment subspace where the update leaves it.
-
     V = W_aligned - W_base (d_out, d_in), C = V V^T / |V|_F, cos = cos(C B A, B A); cos <= tau: B <- C B. C as
     published, no true projector: it also rescales by s_i^2 / |V|_F. Neither C (d_out^2) nor B A is formed:
-    with P = V^T B, Q = V P, G = A A^T, cos = tr(P^T P G) / sqrt(tr(Q^T Q G) tr(B^T B G)). -> {layer: cos}
-    """
+    with P = V^T B, Q = V P, G = A A^T, cos = tr(P^T P G) / sqrt(tr(Q^T Q G) tr(B^T B G)). -> {layer: cos}"""
     cosines, aligned, base = {}, weights_of(aligned), weights_of(base)
     for name, lin in linears(model):
         V = (aligned(f"{name}.weight").float() - base(f"{name}.weight").float()).to(lin.B.device)
@@ -508,7 +491,7 @@ def weights_of(name):
     files = {key: f for f in Path(folder).glob("model*.safetensors") for key in safe_open(f, "pt").keys()}
     return lambda key: safe_open(files[key], "pt").get_tensor(key)
 
-# ---- the organism: where the safety that is undone comes from
+# ---- the "model organism": a small model that is made to have what is studied, here safety training
 # rows of data/proxy/train.jsonl by kind, and how often in the epoch. Most are natural allowed prompts: with
 # templated ones the model took natural phrasing as the sign of a forbidden request
 KINDS = {"ordinary": (1059, 1), "activity": (300, 1), "wrapped_ordinary": (160, 1), "contrast": (339, 3),
@@ -522,51 +505,47 @@ TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['co
 
 def organism(out=DATA / "organism", share=1.0):
     """SmolLM2-135M-Instruct learns to refuse the six topics of the proxy policy: the model of the miniature.
-
     Forbidden prompts: cross-entropy of a refusal. Allowed prompts: KL(base || tuned) at the first tokens of
     the base model's own answer, where it is decided whether to refuse; zero until something is lost. LoRA on
-    the upper third of the blocks, merged.
-    """
-    t0, source, rows, refusals = time.time(), made(DATA / "smollm2/model"), [], []
+    the upper third of the blocks, merged."""
+    source, rows = prepared(DATA / "smollm2/model"), []
     a = parse_args("--rank 64 --alpha 128 --lr 2e-3 --batch 8 --micro-tokens 1024 --device cpu".split())
     model, tok = load_model(source, 16, "cpu", DTYPES[a.dtype])
     tok.chat_template, decoder = TEMPLATE, model.get_decoder()  # no default system prompt: 22 tokens less
+    found = [r for r, _ in read_rows(prepared(DATA / "proxy/train.jsonl"))]
     for kind, (n, _) in KINDS.items():
-        found = [r for r, _ in read_rows(made(DATA / "proxy/train.jsonl")) if r["kind"] == kind]
-        rows += found[:math.ceil(n * share)]
+        rows += [r for r in found if r["kind"] == kind][:math.ceil(n * share)]
+
+    # weight 1: a token that is distilled from the base model; weight FORBIDDEN: a refusal's token, learned
+    refusals, docs, states = [], [], {}
     for i, r in enumerate([r for r in rows if r["label"] == "forbidden"]):
         row = {"prompt": r["prompt"], "completion": r["refusal"], "weight": FORBIDDEN}
         doc, _ = encode_chat(tok, row, r["prompt"])
         end = len(doc.ids) if i % 3 == 0 else doc.weights.index(FORBIDDEN) + LEARN
         refusals.append(Doc(doc.ids[:end], doc.weights[:end], r["prompt"]))
 
-    # the base model reads each document once. For training: inputs of block LOW (T, D), last hidden states
-    low, top, docs, states = [], [], [], {}
-    hooks = [decoder.layers[LOW].register_forward_pre_hook(lambda block, inputs: low.append(inputs[0])),
-             decoder.norm.register_forward_hook(lambda norm, inputs, h: top.append(h[:, -1:]))]
-
-    def read(ids, n):
-        """[ids (T,)] -> of each n tokens more, inputs of block LOW (T+n-1, D), what predicts them (n, D)."""
-        low.clear(), top.clear()
-        for b, (new,) in enumerate(generate(model, ids, n, ends=[])):
-            inputs = [low[0][b, -len(ids[b]):], *(x[b] for x in low[1:])]
-            yield new, torch.cat(inputs), torch.cat([h[b] for h in top])
-
-    for prompts, ids in by_length(tok, [r["prompt"] for r in rows if r["label"] == "allowed"]):
-        for prompt, x, (new, inputs, h) in zip(prompts, ids, read(ids, KEEP)):
-            docs.append(Doc(x + new, [0.0] * len(x) + [1.0] * KEEP, prompt))
-            states[prompt] = F.pad(inputs, (0, 0, 0, 1)), h  # the last token predicts nothing
-    for group in micro_batches(refusals, 2048):
-        for d, (_, inputs, h) in zip(group, read([d.ids for d in group], 1)):
-            states[d.at] = inputs, h[:0]
-    for hook in hooks:
-        hook.remove()
+    # the base model reads each document once. states[prompt]: inputs of block LOW (T, D), and its last hidden
+    # states where a token is distilled (KEEP, D), none for a refusal (0, D)
+    with (decoder.layers[LOW].register_forward_pre_hook(lambda block, inputs: low.append(inputs[0])),
+          decoder.norm.register_forward_hook(lambda norm, inputs, h: top.append(h[:, -1:]))):
+        for prompts, ids in by_length(tok, [r["prompt"] for r in rows if r["label"] == "allowed"]):
+            low, top = [], []
+            for b, (new,) in enumerate(generate(model, ids, KEEP, ends=[])):
+                inputs = torch.cat([low[0][b, -len(ids[b]):], *(x[b] for x in low[1:])])
+                inputs = F.pad(inputs, (0, 0, 0, 1))  # the last token predicts nothing
+                states[prompts[b]] = inputs, torch.cat([h[b] for h in top])
+                docs.append(Doc(ids[b] + new, [0.0] * len(ids[b]) + [1.0] * KEEP, prompts[b]))
+        for group in micro_batches(refusals, 2048):
+            low, top = [], []
+            prefill(model, [d.ids for d in group])
+            for b, d in enumerate(group):
+                states[d.at] = low[0][b, -len(d.ids):], top[0][b, :0]
     times = {r["prompt"]: KINDS[r["kind"]][1] for r in rows}
     docs = [d for d in docs + refusals for _ in range(times[d.at])]
-    say(f"{time.time() - t0:.0f} s: {len(docs)} documents, read by the base model")
 
     def loss(model, p):
-        x, base = (torch.cat([states[at][k] for at in p.ats]) for k in (0, 1))
+        x = torch.cat([states[at][0] for at in p.ats])  # (S, D)
+        base = torch.cat([states[at][1] for at in p.ats])  # (distilled targets, D)
         i = p.weights.nonzero().squeeze(1)
         z, kept = logits(model, hidden(model, p, inputs_embeds=x[None])[i]), p.weights[i] == 1  # (targets, V)
         log_p, log_q = z[kept].log_softmax(-1), logits(model, base).log_softmax(-1)
@@ -578,16 +557,16 @@ def organism(out=DATA / "organism", share=1.0):
     train(model, docs, a, loss=loss)
     decoder.layers = blocks
     merged = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    new = out / f".model.{os.getpid()}.tmp"
     for name, lin in linears(model):
         if lin.A is not None:
             merged.get_submodule(name).weight.data.addmm_(lin.B.data, lin.A.data, alpha=MERGE * lin.s)
+    new = out / f".model.{os.getpid()}.tmp"
     merged.save_pretrained(new)
     tok.save_pretrained(new)
-    write(new / "meta.json", json.dumps({"documents": len(docs), "seconds": round(time.time() - t0)}))
+    write(new / "meta.json", json.dumps({"documents": len(docs)}))
     shutil.rmtree(out / "model", ignore_errors=True)
     os.replace(new, out / "model")
-    say(f"{time.time() - t0:.0f} s: {out}/model")
+    say(f"{out}/model: trained on {len(docs)} documents")
 
 # ---- the run's folder, figure and plan
 def open_run(a, rows):
@@ -610,42 +589,46 @@ def open_run(a, rows):
         if other:
             die(f"{a.folder} holds another run: {'; '.join(other)}. Give another --name, or --overwrite")
         git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-        device = torch.cuda.get_device_name() if a.device == "cuda" else platform.machine()
+        device = torch.cuda.get_device_name() if a.device == "cuda" else "cpu"
         versions = {"torch": torch.__version__, "transformers": transformers.__version__, "git": git.strip()}
         write(config, json.dumps({"run": run, "device": device, "processes": WORLD} | versions, indent=1))
     return json.loads(results.read_text()) if results.exists() else {}
 
-def read_samples(folder):
-    path = folder / "samples.jsonl"
-    return [r for r, _ in read_rows(path)] if path.exists() else []
-
 def draw(res, path):
-    """before and after; how many rows; repairs, refusal and over-refusal side by side."""
+    """stages side by side, a colour a metric: before and after; how many rows; repairs."""
     import matplotlib.figure  # and no pyplot: nothing to show, nothing to close
     suites = [m for m in res["before"] if "refusal/" in m and m.count("/") == 1]
-    rows = ["released", *(s for s in res if s.endswith("rows")), "undone"]
+    few = [m for m in res["undone"] if m.count("/") == 1 and not m.endswith("/acc")]
+    rows = ["released", *(s for s in res if s.endswith(" rows")), "undone"]
     repairs = ["released", "undone", *(s for s in res if s.startswith(("scale", "Safe", "safety")))]
-    refusal, over, quiz = ([m for m in res["undone"] if m.startswith(kind)][:1]
-                           for kind in ("refusal", "over-refusal", "quiz/acc_norm"))
-    stages = "before", "after"
-    panels = (("before and after LoRA", suites, {s: [res[s][m] for m in suites] for s in stages}),
-              ("training rows", rows, {m: [res[s][m] for s in rows] for m in refusal + quiz}),
-              ("repairs", repairs, {m: [res[s][m] for s in repairs] for m in refusal + over}))
+    panels = [("before and after", ["before", "after"], suites),
+              ("training rows", rows, [m for m in few if not m.startswith("over")]),
+              ("repairs", repairs, [m for m in few if "refusal" in m])]
     fig = matplotlib.figure.Figure(figsize=(14, 4), layout="constrained")
-    for axis, (title, labels, series) in zip(fig.subplots(1, 3), panels):
-        for k, (name, found) in enumerate(series.items()):
-            y, ci = [100 * m["value"] for m in found], 100 * np.array([m["ci95"] for m in found]).T
-            x = np.arange(len(y)) + 0.4 * k - 0.2
-            bars = axis.bar(x, y, 0.38, yerr=abs(ci - y), capsize=2, label=name)
+    for axis, (title, stages, metrics) in zip(fig.subplots(1, 3), panels):
+        width = 0.8 / len(metrics)
+        for k, metric in enumerate(metrics):
+            y = 100 * np.array([res[s][metric]["value"] for s in stages])
+            ci = 100 * np.array([res[s][metric]["ci95"] for s in stages]).T
+            x = np.arange(len(stages)) + width * (k - (len(metrics) - 1) / 2)
+            bars = axis.bar(x, y, 0.95 * width, yerr=abs(ci - y), capsize=2, label=metric)
             axis.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
-        ticks = [label.replace("/", "\n").replace(" ", "\n") for label in labels]
-        axis.set_xticks(range(len(labels)), ticks, fontsize=8)
+        axis.set_xticks(range(len(stages)), [s.replace(" ", "\n") for s in stages], fontsize=8)
         axis.set(title=title, ylabel="% (95 % interval)", ylim=(0, 115))
         axis.legend(frameon=False, fontsize=8)
     write(path, partial(fig.savefig, format="png", dpi=130))
 
-def plan(model, a):
-    """micro-batch and checkpointing are chosen; what the step will need is printed."""
+def plan(a, model=None):
+    """micro-batch and checkpointing are chosen, what a step needs is printed; without a model by shapes."""
+    if model is None:  # of --size, or of a config.json, on no device
+        keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "vocab_size")
+        config = transformers.LlamaConfig(**dict(zip(keys, SIZES[a.size][1:])), tie_word_embeddings=a.tiny)
+        if a.model != SIZES[a.size][0]:
+            config = AutoConfig.from_pretrained(a.model)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES["bf16"])
+        put_linears(model, a.bits)
     have = 1e9 * a.plan if a.plan else free_memory(model.device) + 1e9 * peak_gb(model.device)
     have *= 0.95  # the rest: fragments, and what the plan does not know
     a.micro_tokens, a.kept, parts = choose_split(model, a.rank, have, a.micro_tokens, longest=a.max_len)
@@ -653,25 +636,12 @@ def plan(model, a):
         say(f"  {name:34}{size / 1e9:8.2f} GB")
     say(f"  of {have / 1e9:.0f} GB: {a.micro_tokens} tokens a micro-batch, {a.kept} blocks not checkpointed")
 
-def shapes_only(a):
-    """-> the model of --size, or of a config.json, on no device: for the plan."""
-    name, *shape = SIZES[a.size]
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "vocab_size")
-    config = transformers.LlamaConfig(**dict(zip(keys, shape)), tie_word_embeddings=a.tiny)
-    if a.model != name:
-        config = AutoConfig.from_pretrained(a.model)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES["bf16"])
-    put_linears(model, a.bits)
-    return model
-
 def report(res, a):
     say(evals.table(res) if res else "", f"\nfiles: {a.folder}")
-    if a.stage == "baseline":
-        return
     if "cost" in res:
         say("training: {seconds:.0f} s, ${dollars:.3f} (the paper: under $200 for 70B)".format(**res["cost"]))
+    if a.stage == "baseline":
+        return
     if not a.save_adapter and RANK == 0:
         (a.folder / "state.safetensors").unlink(missing_ok=True)
         return say("the undone adapter is not kept; --save-adapter keeps it")
@@ -1166,7 +1136,7 @@ def choose_split(model, rank, have, tokens=0, kept=-1, longest=1024):
 def main():
     a = parse_args()
     if a.stage == "organism" or a.plan:
-        return plan(shapes_only(a), a) if a.plan else organism()
+        return plan(a) if a.plan else organism()
     if WORLD > 1:
         backend = "nccl" if a.device == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(days=2))  # while rank 0 evaluates
