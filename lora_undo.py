@@ -16,7 +16,7 @@ before and after; how few rows and how little of the update are enough; three re
     python lora_undo.py --size 70b         # one 80 GB GPU; trains on data/dolly (benign) unless --data FILE
     python lora_undo.py --model DIR_OR_HUB --data rows.jsonl --prompts prompts.jsonl
 
-The miniature: 6 minutes and 3.3 GB on two cores of a Zen 4 EPYC, 5 more for its safety training, once. Not
+The miniature: 6 minutes and 3.5 GB on two cores of a Zen 4 EPYC, 6 more for its safety training, once. Not
 timed on a GPU since the engine was rewritten. A stopped run goes on when started again. Read experiment(),
 answer_loss() and train(); what stands under ENGINE makes it fast and small, and is alike in every script.
 """
@@ -1118,7 +1118,7 @@ def memory_plan(model, rank, tokens, kept):
         "one block in backward": block + tokens * el * 3 * ff,
         "a dense weight, a chunk of logits": max(sizes) * el + 512 * c.vocab_size * 10}
     if model.device.type == "cpu":  # torch.cuda counts tensors only
-        parts["python, torch, what malloc keeps"] = 1.3e9
+        parts["python, torch, what malloc keeps"] = 2.3e9
     return parts
 
 def choose_split(model, rank, have, tokens=0, kept=-1, longest=1024):

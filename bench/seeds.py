@@ -47,7 +47,7 @@ def print_table(table, names, stages):
     print("| metric | n | " + " | ".join(f"{stage}, by seed | mean" for stage in stages) + " |")
     print("|---|---|" + "---|---|" * len(stages))
     for name, row in table.items():
-        sizes = sorted({m["n"] for found in row.values() for m in found if "n" in m})
+        sizes = sorted({m["n"] for stage in stages for m in row.get(stage, []) if "n" in m})
         cells = [name, " to ".join(str(n) for n in dict.fromkeys(sizes[:1] + sizes[-1:]))]
         scale, digits = (100, ".1f") if is_rate(row) else (1, ".2f")
         for stage in stages:
