@@ -376,7 +376,8 @@ def summary(rows, scorers=("refused",), n_boot=2000):
     for name, values in by_metric(rows, scorers).items():
         way = _DIRECTION.get(name.partition("/")[0], "higher is better")
         if name != "perplexity":
-            out[name] = rate(values, way)
+            nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(values), "direction": way}
+            out[name] = rate(values, way) if any(v is not None for v in values) else nothing
             continue
         nll, n = np.array([(r["nll"], r["n"]) for r in rows if "nll" in r], dtype=float).T
         draws = np.random.default_rng(0).integers(0, len(n), (n_boot, len(n)))

@@ -115,7 +115,7 @@ def parse_args(argv=None):
     add("--save-adapter", action="store_true", help="keep the undone adapter; the miniature's is always kept")
     add("--plan", type=float, nargs="?", const=80, help="memory by part on a device of so many GB")
     a = p.parse_args(argv)
-    for k in ("rank", "batch", "max_len", "epochs", "alpha", "lr", "max_new", "limit", "rows"):
+    for k in ("rank", "batch", "max_len", "epochs", "alpha", "lr", "max_new", "limit", "rows", "plan"):
         if getattr(a, k) is not None and not 0 < getattr(a, k) < math.inf:
             die(f"--{k.replace('_', '-')} must be above 0")
     if a.seed < 0 or (a.device == "cuda" and not torch.cuda.is_available()):
@@ -147,15 +147,17 @@ def experiment(a):
     suites = load_suites(a)
     if a.tiny:
         prepared(DATA / "organism/safety.jsonl")  # the last file of its prepare.py: the model is there, too
-    rows = read_rows(a.data)[:a.rows]
-    res = open_run(a, rows)
-    if (a.folder / "figure.png").exists() and (not a.save_adapter or (a.folder / "adapter").exists()):
+    rows = read_rows(a.data)[:a.rows] if a.stage != "baseline" else []
+    res = open_run(a, rows, suites)
+    if (a.folder / "figure.png").exists() and (
+            not a.save_adapter or (a.folder / "adapter/adapter_config.json").exists()):
         return report(res, a)
-    if a.base:
-        weights_of(a.base)  # fetched now, not after hours of training
     model, tok = load_model(a.model, a.bits, a.device, DTYPES[a.dtype], a.max_len)
     a.max_len = min(a.max_len, getattr(model.get_decoder().config, "max_position_embeddings", a.max_len))
-    docs = encode_rows(tok, rows, a.max_len, model.vocab)
+    docs = encode_rows(tok, rows, a.max_len, model.vocab) if rows else []
+    safety = encode_rows(tok, read_rows(a.safety_data), a.max_len, model.vocab) if a.safety_data else []
+    for name in (a.model, a.base) if a.base else ():  # fetched and found now, not after hours of training
+        weights_of(name)(f"{linears(model)[0][0]}.weight")
     add_lora(model, a.rank, a.alpha, a.seed)
     plan(a, model)
     found = [r for r, _ in read_rows(a.folder / "samples.jsonl")] if res else []
@@ -197,16 +199,15 @@ def experiment(a):
 
     # 4. how few rows, and how little of the update, are enough? (beyond the paper)
     def few_rows(n):
-        """from a fresh adapter, once over n rows: fewer steps, too"""
+        """from a fresh adapter, as often over n rows as over all: fewer steps, too"""
         add_lora(model, a.rank, a.alpha, a.seed)
         train(model, docs[:n], a)
 
     forbidden = [r for r in suites[0] if r["label"] == "forbidden"][:40]
     allowed = [r for r in suites[0] if r["label"] == "allowed"][:20]
     few = forbidden + allowed, suites[1][:80], []  # for the points of a curve; its ends are known:
-    ids = {(r["benchmark"], r["id"]) for r in few[0] + few[1]}
     for what, stage in (("released", "before"), ("undone", "after")):
-        known = [r for r in samples[stage] if (r["benchmark"], r["id"]) in ids]
+        known = [row for r, row in zip(suites[0] + suites[1], samples[stage]) if r in few[0] + few[1]]
         res[what] = evals.summary(known, SCORERS)
     for n in [n for n in (10, 30, 100) if n < len(docs)]:
         measure(f"{n} rows", few, first=partial(few_rows, n))
@@ -216,8 +217,7 @@ def experiment(a):
     # 5. repairs: less of the update (above), the update projected, a few safety rows
     if a.base:
         measure("Safe LoRA", few, first=partial(safe_lora, model, a.model, a.base, a.tau))
-    if a.safety_data:
-        safety = encode_rows(tok, read_rows(a.safety_data), a.max_len, model.vocab)
+    if safety:
         measure("safety data", few, first=partial(train, model, safety, a))
     draw(res, a.folder / "figure.png")
     report(res, a)
@@ -254,7 +254,9 @@ READ = {"messages", "conversations", "instruction", "input", "output", "prompt",
 
 def to_messages(row, at):
     """messages, ShareGPT, alpaca, or prompt and completion -> [{role, content}]; text parts are joined."""
-    user = filter(None, [row.get("instruction") or row.get("prompt"), row.get("input")])
+    if isinstance(row.get("prompt"), list):  # trl's conversational form
+        row = row | {"messages": row["prompt"] + (row.get("completion") or [])}
+    user = [str(x) for x in (row.get("instruction") or row.get("prompt"), row.get("input")) if x]
     messages = row.get("messages") or row.get("conversations") or [
         {"role": "user", "content": "\n\n".join(user)},
         {"role": "assistant", "content": row.get("output") or row.get("completion")}]
@@ -262,8 +264,10 @@ def to_messages(row, at):
         if isinstance(m, dict) and "from" in m:
             messages[i] = m = {"role": ROLES.get(m["from"], m["from"]), "content": m.get("value")}
         if isinstance(m, dict) and isinstance(m.get("content"), list):
-            messages[i] = m = m | {"content": "".join(part.get("text", "") for part in m["content"])}
-        if not isinstance(m, dict) or not (isinstance(m.get("content"), str) or m.get("tool_calls")):
+            parts = [part.get("text") if isinstance(part, dict) else part for part in m["content"]]
+            messages[i] = m = m | {"content": "".join(x for x in parts if isinstance(x, str))}
+        known = isinstance(m, dict) and "role" in m
+        if not known or not (isinstance(m.get("content"), str) or m.get("tool_calls")):
             die(f"{at}: field 'messages': item {i}: expected role and content, a text or text parts")
     return messages
 
@@ -280,8 +284,8 @@ def encode_chat(tok, row, at):
             if m["role"] == "assistant":  # a mark in its place: what stands before and after it
                 mark = {"role": "assistant", "content": "\ue000"}
                 before, found, after = render(messages[:i] + [mark] + messages[i + 1:]).partition("\ue000")
-                head = render(messages[:i], add_generation_prompt=True)
-                begin = len(head if text.startswith(head) else os.path.commonprefix([text, before]))
+                head = render(messages[:i], add_generation_prompt=True) if i else None
+                begin = len(head if head and text.startswith(head) else os.path.commonprefix([text, before]))
                 end = len(text) - len(after)
                 if found and text.endswith(after) and begin < end:
                     weight = row.get("weight", 1) * m.get("weight", 1) * m.get("train", True)
@@ -426,7 +430,7 @@ def ask(model, tok, suites, a, stage, share):
         answers = score(model, items)
     for r, text in zip(prompts, texts):
         verdicts = {name: refuses(text) for name, refuses in SCORERS.items()}
-        kept = {"text": text} if a.tiny or a.keep_text else {}
+        kept = {"text": text} if a.keep_text or (a.tiny and not a.prompts) else {}
         out.append({k: r[k] for k in ("benchmark", "id", "category", "label")} | verdicts | kept)
     for r, logp in zip(questions, choices):
         sizes = [len(c.strip().encode()) for c in r["continuations"]]
@@ -489,7 +493,12 @@ def weights_of(name):
     except (OSError, ValueError) as e:
         die(f"{name}: {e}")
     files = {key: f for f in Path(folder).glob("model*.safetensors") for key in safe_open(f, "pt").keys()}
-    return lambda key: safe_open(files[key], "pt").get_tensor(key)
+
+    def read(key):
+        if key not in files:
+            die(f"{name}: no tensor {key}, which Safe LoRA compares; without --base it is left out")
+        return safe_open(files[key], "pt").get_tensor(key)
+    return read
 
 # ---- the "model organism": a small model that is made to have what is studied, here safety training
 # rows of data/proxy/train.jsonl by kind, and how often in the epoch. Most are natural allowed prompts: with
@@ -569,11 +578,14 @@ def organism(out=DATA / "organism", share=1.0):
     say(f"{out}/model: trained on {len(docs)} documents")
 
 # ---- the run's folder, figure and plan
-def open_run(a, rows):
+def open_run(a, rows, suites):
     """-> results so far. The same run goes on; another's folder is refused, and so is a second process."""
     free = ("stage", "out", "folder", "name", "overwrite", "save_adapter", "plan", "micro_tokens", "kept")
     run = {k: str(v) for k, v in vars(a).items() if k not in free}
-    run["rows"] = hashlib.sha256(json.dumps([row for row, _ in rows]).encode()).hexdigest()[:16]
+    for what, items in (("rows", [row for row, _ in rows]), ("suites", suites)):
+        run[what] = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
+    if a.stage == "baseline":  # may be followed by any training
+        run = {k: run[k] for k in ("model", "bits", "device", "dtype", "max_new", "suites", "keep_text")}
     config, results = a.folder / "config.json", a.folder / "results.json"
     if RANK == 0:
         a.folder.mkdir(parents=True, exist_ok=True)
@@ -584,14 +596,18 @@ def open_run(a, rows):
             die(f"{a.folder}: another process is at work there")
         for old in a.folder.iterdir() if a.overwrite else a.folder.glob(".*.tmp"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        was = json.loads(config.read_text())["run"] if results.exists() else run
-        other = [f"{k} was {was.get(k)}, is {run[k]}" for k in run if was.get(k) != run[k]]
+        was = json.loads(config.read_text())["run"] if results.exists() else {}
+        other = [f"{k} was {was[k]}, is {run[k]}" for k in run if k in was and was[k] != run[k]]
         if other:
             die(f"{a.folder} holds another run: {'; '.join(other)}. Give another --name, or --overwrite")
-        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+        git = ["git", "-C", ROOT, "rev-parse", "HEAD"] if shutil.which("git") else ["echo"]
+        git = subprocess.run(git, capture_output=True, text=True).stdout
         device = torch.cuda.get_device_name() if a.device == "cuda" else "cpu"
         versions = {"torch": torch.__version__, "transformers": transformers.__version__, "git": git.strip()}
-        write(config, json.dumps({"run": run, "device": device, "processes": WORLD} | versions, indent=1))
+        run = {"run": was | run, "device": device, "processes": WORLD}
+        write(config, json.dumps(run | versions, indent=1))
+    if WORLD > 1:
+        torch.distributed.barrier()  # rank 0 may have emptied the folder
     return json.loads(results.read_text()) if results.exists() else {}
 
 def draw(res, path):
@@ -642,6 +658,8 @@ def report(res, a):
         say("training: {seconds:.0f} s, ${dollars:.3f} (the paper: under $200 for 70B)".format(**res["cost"]))
     if a.stage == "baseline":
         return
+    if a.stage == "train" and not a.save_adapter:
+        return say("state.safetensors holds the adapter until the same command without train measures it")
     if not a.save_adapter and RANK == 0:
         (a.folder / "state.safetensors").unlink(missing_ok=True)
         return say("the undone adapter is not kept; --save-adapter keeps it")
@@ -891,6 +909,8 @@ def checkpoint_blocks(model, kept):
 def put_linears(model, bits, device=None):
     """each nn.Linear of the decoder's blocks becomes a LoRALinear there; embedding and head stay."""
     layers = model.get_decoder().layers
+    if any(p.dim() > 2 for _, p in layers.named_parameters()):
+        say("experts that are one tensor stay in 16 bits, without an adapter; the plan does not count them")
     for name in [name for name, m in layers.named_modules() if isinstance(m, nn.Linear)]:
         layers.set_submodule(name, LoRALinear(layers.get_submodule(name).to(device), bits))
 
@@ -899,8 +919,10 @@ def prepare(model, longest):
     decoder, gpu = model.requires_grad_(False).eval().get_decoder(), model.device.type == "cuda"
     config = decoder.config
     window, softcap = getattr(config, "sliding_window", None), getattr(config, "attn_logit_softcapping", None)
-    known = set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
-    model.packs = known and not softcap and (window or longest) >= longest
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds - {"chunked_attention"}:
+        die(f"layers of type {', '.join(kinds)}: only attention keeps packed rows apart")
+    model.packs = not kinds and not softcap and (window or longest) >= longest
     if not model.packs:
         say("attention stays transformers' own: it has a softcap, or a window shorter than --max-len")
     model.own_attention = config._attn_implementation
@@ -924,7 +946,10 @@ def prepare(model, longest):
 def load_model(name, bits, device, dtype, longest=2048):
     """folder or hub id -> transformers' model with the engine in it, tokenizer. Reads safetensors only."""
     try:
-        text = type(AutoConfig.from_pretrained(name)) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        config = AutoConfig.from_pretrained(name)
+        if getattr(config, "quantization_config", None):
+            die(f"--model {name}: is quantised already, give the 16-bit one")
+        text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         auto = AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
         model, info = auto.from_pretrained(
             name, dtype=dtype if bits == 16 else "auto", use_safetensors=True, output_loading_info=True,
@@ -936,7 +961,8 @@ def load_model(name, bits, device, dtype, longest=2048):
         keys = sorted(map(str, info[f"{kind}_keys"]))
         if keys:
             stop(f"--model {name}: {kind} tensors, not read: {len(keys)}, as {', '.join(keys[:5])}")
-    scaled = getattr(model.config, "logit_scale", None) or getattr(model.config, "logits_scaling", None)
+    c = model.get_decoder().config
+    scaled = {getattr(c, "logit_scale", None), getattr(c, "logits_scaling", None)} - {None, 1}
     if scaled or model.get_output_embeddings().bias is not None:
         die(f"--model {name}: the engine computes no head with a bias or a scale")
     if not tok.is_fast or not tok.chat_template:
@@ -1101,6 +1127,8 @@ def trim():
     """glibc gives back what it kept of freed blocks: else the peaks of training and decoding add up."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # free_memory() does not see what the allocator keeps
 
 def memory_plan(model, rank, tokens, kept):
     """{part: bytes} at the peak of a step of so many tokens, `kept` blocks not checkpointed; by shapes."""
@@ -1139,9 +1167,9 @@ def main():
         return plan(a) if a.plan else organism()
     if WORLD > 1:
         backend = "nccl" if a.device == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=timedelta(days=2))  # while rank 0 evaluates
         if a.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=2))  # while rank 0 evaluates
     experiment(a)
 
 if __name__ == "__main__":

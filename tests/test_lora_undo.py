@@ -216,14 +216,15 @@ def test_another_run_in_the_same_folder(inputs, tmp_path, capsys):
     build(tmp_path / "b/nano", seed=2)
     write_rows(tmp_path / "rows.jsonl", [*ROWS[:-1], chat("How do I fly a kite?", ANSWER)])
     argv = flags(inputs, tmp_path, "--name", "one")
-    folder = start("baseline", *argv)
+    folder = start("train", *argv)
     before = tree(folder)
     others = f"model {tmp_path}/b/nano,data {tmp_path}/rows.jsonl,lr 0.02,rank 8,epochs 2,seed 1,bits 16"
     for flag, value in map(str.split, others.split(",")):
-        assert ends("baseline", *argv, f"--{flag}", value) == 2 and tree(folder) == before
+        assert ends("train", *argv, f"--{flag}", value) == 2 and tree(folder) == before
         assert f"{flag} was" in (err := capsys.readouterr().err) or flag == "data" and "rows was" in err
-    start("train", *argv, "--lr", "0.02", "--overwrite")
-    assert files(folder) == FILES - {"figure.png"}
+    start("baseline", *argv, "--overwrite")
+    start("train", *argv, "--lr", "0.02")  # a baseline may be followed by any training
+    assert files(folder) == FILES - {"figure.png"} | {"state.safetensors"}
 
 def test_two_models_of_one_folder_name(inputs, tmp_path, monkeypatch):
     twin = build(tmp_path / "b/nano", seed=2)

@@ -47,7 +47,7 @@ def safety_rows(model, tok, rows):
 def main(out=HERE):
     if not (out / "model/meta.json").exists():
         lu.organism(out)
-    dtype = lu.DTYPES[lu.parse_args([]).dtype]
+    dtype = lu.DTYPES[lu.parse_args(["--device", "cpu"]).dtype]
     model, tok = lu.load_model(HERE.parent / "smollm2/model", 16, "cpu", dtype)
     tok.chat_template = lu.TEMPLATE
     train, undo = ([r for r, _ in lu.read_rows(HERE.parent / f"proxy/{x}.jsonl")] for x in ("train", "undo"))
