@@ -413,7 +413,6 @@ def test_the_organism_from_a_few_rows(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("organism", lu.DATA / "organism/prepare.py")
     prepare, read = importlib.util.module_from_spec(spec), lu.read_rows
     spec.loader.exec_module(prepare)
-    # sampling is what takes time: six prompts are enough
     monkeypatch.setattr(lu, "read_rows", lambda path: read(path)[:6 if path.name == "undo.jsonl" else None])
     lu.organism(tmp_path, share=0.01)
     prepare.main(tmp_path)
