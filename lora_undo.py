@@ -16,7 +16,7 @@ before and after; how few rows and how little of the update are enough; three re
     python lora_undo.py --size 70b         # one 80 GB GPU; trains on data/dolly (benign) unless --data FILE
     python lora_undo.py --model DIR_OR_HUB --data rows.jsonl --prompts prompts.jsonl
 
-The miniature: 6 minutes and 3.5 GB on two cores of a Zen 4 EPYC, 6 more for its safety training, once. Not
+The miniature: 5 minutes and 3.5 GB on two cores of a Zen 4 EPYC, 5 more for its safety training, once. Not
 timed on a GPU since the engine was rewritten. A stopped run goes on when started again. Read experiment(),
 answer_loss() and train(); what stands under ENGINE makes it fast and small, and is alike in every script.
 """
