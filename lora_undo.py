@@ -114,6 +114,9 @@ def parse_args(argv=None):
     add("--keep-text", action="store_true", help="store answers to your benchmarks, not only verdicts")
     add("--save-adapter", action="store_true", help="keep the undone adapter; the miniature's is always kept")
     add("--plan", type=float, nargs="?", const=80, help="memory by part on a device of so many GB")
+    for word in sys.argv[1:] if argv is None else argv:  # else "--lrate 3" is an error about the stage "3"
+        if word.startswith("--") and word.partition("=")[0] not in p._option_string_actions:
+            die(f"no flag {word}; --help lists them")
     a = p.parse_args(argv)
     for k in ("rank", "batch", "max_len", "epochs", "alpha", "lr", "max_new", "limit", "rows", "plan"):
         if getattr(a, k) is not None and not 0 < getattr(a, k) < math.inf:

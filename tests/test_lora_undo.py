@@ -317,7 +317,7 @@ def test_a_bad_file(flag, refused, tmp_path):
 
 @pytest.mark.parametrize("line", [
     "--lr 0", "--lr nan", "--rank -1", "--batch 0", "--epochs inf", "--limit 0", "--max-new 0", "--rows -1",
-    "--bits 8", "--lrate=3", "--rank many", "--seed -1", "--device abacus", "--device cuda"])
+    "--bits 8", "--lrate=3", "--lrate 3", "--rank many", "--seed -1", "--device abacus", "--device cuda"])
 def test_a_bad_flag(line, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", bool)
     assert line.split("=")[0].split()[0] in refused(*line.split())
