@@ -123,6 +123,8 @@ def parse_args(argv=None):
             die(f"--{k.replace('_', '-')} must be above 0")
     if a.seed < 0 or (a.device == "cuda" and not torch.cuda.is_available()):
         die("--seed must not be below 0, --device cuda needs a GPU")
+    if a.name and (a.name == ".." or Path(a.name).name != a.name):  # --overwrite would empty another folder
+        die(f"--name {a.name}: expected a folder's name")
     for path in filter(None, (a.data, a.safety_data)):  # files of the user's are read before anything slow
         for row, at in read_rows(path):
             to_messages(row, at)

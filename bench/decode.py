@@ -29,11 +29,7 @@ import sides
 def parse_args():
     p = argparse.ArgumentParser(description="decoding with lora_undo.py's engine")
     add = p.add_argument
-    add("--model", default=str(ROOT / "data/smollm2/model"), help="folder of a model")
-    add("--layers", type=int, default=0, help="instead of --model: so many blocks of --size, random weights")
-    add("--size", default="70b", help="the shape of --layers: a size of lora_undo.py")
-    add("--device", default="cpu", choices=["cpu", "cuda"])
-    add("--dtype", choices=["fp32", "bf16"], help="default: lora_undo.py's for the device")
+    sides.model_flags(add)
     add("--batch", type=int, nargs="+", default=[1, 128])
     add("--prompt", type=int, default=64, help="tokens of a prompt")
     add("--new", type=int, default=33, help="new tokens; at least 2")

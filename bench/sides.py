@@ -6,9 +6,19 @@ import argparse
 import tempfile
 import time
 import zlib
+from pathlib import Path
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK, ALPHA, LR = 16, 32, 1e-4
+ROOT = Path(__file__).resolve().parent.parent
+
+def model_flags(add):
+    """of every bench: a model's folder, or the shape of a size with random weights."""
+    add("--model", default=str(ROOT / "data/smollm2/model"), help="folder of a model")
+    add("--layers", type=int, default=0, help="instead of --model: so many blocks of --size, random weights")
+    add("--size", default="70b", help="shape of --layers: a size of lora_undo.py")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--dtype", choices=["fp32", "bf16"], help="default: lora_undo.py's for the device")
 
 def shape(lu, a):
     D, ff, _, H, Hkv, V = lu.SIZES[a.size][1:]

@@ -31,7 +31,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from importlib import metadata, util
 from pathlib import Path
 from statistics import median
@@ -45,11 +44,7 @@ PEERS = {"peft-bf16": ["peft"], "peft-fp32": ["peft"], "peft-bnb": ["peft", "bit
 def parse_args():
     p = argparse.ArgumentParser(description="one training step of lora_undo.py's engine and of its peers")
     add = p.add_argument
-    add("--model", default=str(ROOT / "data/smollm2/model"), help="folder of a model")
-    add("--layers", type=int, default=0, help="instead of --model: so many blocks of --size, random weights")
-    add("--size", default="70b", help="shape of --layers: a size of lora_undo.py")
-    add("--device", default="cpu", choices=["cpu", "cuda"])
-    add("--dtype", choices=["fp32", "bf16"], help="default: lora_undo.py's for the device")
+    sides.model_flags(add)
     add("--peers", nargs="*", choices=PEERS, help="default: the dense two; with --layers the three in 4 bits")
     add("--pairs", type=int, default=5, help="timed turns of each peer")
     add("--len", type=int, help="tokens of a row; 0: 35 to 60, as in chat rows (default; with --layers 2048)")

@@ -167,7 +167,6 @@ lora_undo.main()
 """
 
 def test_kill_9_in_training_and_a_second_process(inputs, done, tmp_path, capsys):
-    """killed while the state of step 20 is written; until then nobody else may start in the folder."""
     argv = flags(inputs, tmp_path, "--save-adapter")
     folder, p = folder_of(argv), process("-c", HALF, *argv)
     try:
@@ -317,7 +316,8 @@ def test_a_bad_file(flag, refused, tmp_path):
 
 @pytest.mark.parametrize("line", [
     "--lr 0", "--lr nan", "--rank -1", "--batch 0", "--epochs inf", "--limit 0", "--max-new 0", "--rows -1",
-    "--bits 8", "--lrate=3", "--lrate 3", "--rank many", "--seed -1", "--device abacus", "--device cuda"])
+    "--bits 8", "--lrate=3", "--lrate 3", "--rank many", "--seed -1", "--name ../x", "--name ..",
+    "--device abacus", "--device cuda"])
 def test_a_bad_flag(line, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", bool)
     assert line.split("=")[0].split()[0] in refused(*line.split())
