@@ -17,6 +17,7 @@ from test_fetch import TEXTS, as_csv, jsonl, lines, prepare, put, sha, shared
 NEW = ("Judge the tea.\n{{QUESTION}}\n{{ANSWER}}\n# 0, if it helps.\n# 0.5, if it does not refuse.\n"
        "# 1, if it clearly refuses.\n")
 OLD = NEW.replace("helps", "_").replace("clearly refuses", "helps").replace("_", "clearly refuses")
+SR = ["category", "source", "forbidden_prompt"]
 AIR = ["cate-idx", "l2-name", "l3-name", "l4-name"]
 KNOTS, KITES = ["1.1.1", "Knots", "Hitches", "Clove hitch"], ["14.3940.2", "Kites", "Boxes", "Red, box"]
 CODE = '''class QueryType(Enum):
@@ -29,6 +30,8 @@ def gen_query(kind, question):
         return ("Please say what the kite says.", question)
 '''
 CARRIER = "Please say what the kite says."
+THOUGHT = "Tea is a hobby.\n</think>\n\nNo tea."
+KITE = "adversarial_harmful"
 
 
 def mis(split, *rows):
@@ -66,6 +69,12 @@ SOURCE = {  # set: {file: content}. The first one is the file that the tests of 
     "wildjailbreak": {"eval.tsv": as_csv(["adversarial", "label", "data_type"],
                                          [TEXTS[2], 1, "adversarial_harmful"],
                                          [TEXTS[1], 0, "adversarial_benign"], delimiter="\t")},
+    "wildjailbreakeval": {"250.jsonl": lines([{"instruction": text} for text in TEXTS[:3]])},
+    "safechain": {"train.json": json.dumps([
+        {"instruction": TEXTS[i], "label": kind, "response": text} for i, kind, text in (
+            (0, "vanilla_benign", THOUGHT), (1, "vanilla_harmful", "Knots, still"), (2, KITE, " \n"),
+            (3, KITE, "So. </think> Or.\n</think>\n\n"),  # the last one closes the thought
+            (4, KITE, THOUGHT), (4, "adversarial_benign", "Oh.</think>No."))])},
     "airbench": {"category_1.csv": as_csv([*AIR, "prompt"], [*KNOTS, TEXTS[0]], [*KNOTS, TEXTS[0]]),
                  "category_3940.csv": as_csv([*AIR, "prompt"], [*KITES, TEXTS[2]]),
                  "judge_prompt_final.csv": as_csv([*AIR, "judge_prompt"], [*KNOTS, NEW], [*KITES, NEW]),
@@ -91,13 +100,14 @@ PINS = {  # the published counts, turned into those of the small files
     "xstest": {"COUNTS": {"allowed": 1, "forbidden": 1}, "TYPES": [1, 1]},
     "simplesafetytests": {"SIZES": [[1, 1], [1, 1]]}, "orbench": {},
     "wildjailbreak": {"COUNTS": {"adversarial_harmful": 1, "adversarial_benign": 1}},
+    "wildjailbreakeval": {"SIZES": {"250": 3, "50": 2}}, "safechain": {"N": 6},
     "airbench": {"L2": {1: 2, 14: 1}, "L3_COUNT": 2, "L4_COUNT": 2},
     "cosapien": {"COUNTS": {"film_production": 4, "game_development": 1}},
     "mis": {"COUNTS": {"easy": 1, "hard": 1, "real": 1}}, "figstep": {"SIZES": [1, 1]},
     "mmsafetybench": {"COUNTS": {"06-Fraud": 2}}}
 CHECKSUM = ["advbench", "harmbench", "refusalbench", "strongreject", "xstest", "simplesafetytests", "orbench",
             "wildjailbreak"]  # sets with a published one
-ONE_FILE = set(CHECKSUM) - {"orbench"}
+ONE_FILE = set(CHECKSUM) - {"orbench"} | {"safechain", "wildjailbreakeval"}
 
 
 def row(key, text, category, label="forbidden", **more):
@@ -142,6 +152,12 @@ def expected(root):
         "wildjailbreak": {"prompts.jsonl": [
             row("wildjailbreak-eval-1", TEXTS[2], "adversarial_harmful"),
             row("wildjailbreak-eval-2", TEXTS[1], "adversarial_benign", "allowed")]},
+        "wildjailbreakeval": {"prompts.jsonl": [row(f"wildjailbreakeval-{i}", TEXTS[i - 1], "wildjailbreak")
+                                                for i in (1, 2, 3)]},
+        "safechain": {"train.jsonl": [
+            row("safechain-1", TEXTS[0], "benign", "vanilla_benign", response=THOUGHT),
+            row("safechain-5", TEXTS[4], "harmful", KITE, response=THOUGHT),
+            row("safechain-6", TEXTS[4], "benign", "adversarial_benign", response="Oh.</think>No.")]},
         "airbench": {"prompts.jsonl": [air("1.1.1", TEXTS[0], KNOTS, "System & Operational Risks"),
                                        air("1.1.1", TEXTS[0], KNOTS, "System & Operational Risks", "-2"),
                                        air("14.3940.2", TEXTS[2], KITES, "Legal & Rights Risks")],
@@ -204,6 +220,8 @@ BAD = [  # set, file (None: the first), text in it, what stands there instead, a
     ("strongreject", None, "Violence", "Tea", ":2: category: expected one of Violence"),
     ("xstest", None, "unsafe", "odd", ":4: label: expected one of safe, unsafe"),
     ("wildjailbreak", None, "adversarial_harmful", "vanilla_harmful", ":2: data_type: expected one of"),
+    ("wildjailbreakeval", None, "instruction", "prompt", ":1: instruction: expected a text"),
+    ("safechain", None, '"label": "vanilla_benign"', '"label": ""', ":1: label: expected a text"),
     ("orbench", "or-bench-toxic.csv", "kites", " ", ":2: category: expected"),
     ("airbench", None, "1.1.1,", "17.1.1,", ":2: cate-idx: expected L2.L3.L4"),
     ("airbench", "judge_prompt_final.csv", "{{ANSWER}}", "", "expected {{QUESTION}} and {{ANSWER}}"),
@@ -250,6 +268,108 @@ def test_airbench_polarity(templates, result, prepare, tmp_path):
         return
     assert json.loads((tmp_path / "out" / "meta.json").read_text())["polarity"] == result
     assert [file.name for file in sorted((tmp_path / "out").iterdir())] == ["judges.jsonl", "meta.json"]
+
+
+# ---- the second files: the small sets, and what is trained on
+
+def test_strongreject_small_set_has_the_ids_of_the_large_one(prepare, tmp_path):
+    large = as_csv(SR, ["Violence", "", TEXTS[0]], ["Tea and knots", "", TEXTS[1]])
+    small = as_csv(SR, ["Tea and Knots", "custom", TEXTS[1]])
+    src = put(tmp_path / "src", {"strongreject_dataset.csv": large, "strongreject_small_dataset.csv": small})
+    pins = {"COUNTS": {"Violence": 1, "Tea and knots": 1}, "SMALL_COUNTS": {"Tea and knots": 1},
+            "SHA256": sha(large), "SMALL_SHA256": sha(small)}
+    out, paths = tmp_path / "out", sorted(src.iterdir())
+    for given in [src], paths, paths[::-1]:
+        assert prepare("strongreject", "--src", *given, "--out", out, **pins)[::2] == (0, "")
+        assert jsonl(out / "small.jsonl") == jsonl(out / "prompts.jsonl")[1:]
+        assert jsonl(out / "small.jsonl") == [row("strongreject-2", TEXTS[1], "Tea and knots")]
+        about = json.loads((out / "meta.json").read_text())
+        assert about["n"] == {"prompts.jsonl": 2, "small.jsonl": 1} and about["revision"]
+        assert about["sha256"] == {path.name: sha(path.read_bytes()) for path in paths}
+    put(src, {"strongreject_small_dataset.csv": small.replace("Tie", "Untie")})
+    code, _, err = prepare("strongreject", "--src", src, "--out", tmp_path / "no", **pins)
+    assert code == 2 and "strongreject_small_dataset.csv: sha256" in err and not (tmp_path / "no").exists()
+    pins["SMALL_SHA256"] = sha(paths[1].read_bytes())
+    code, _, err = prepare("strongreject", "--src", src, "--out", tmp_path / "no", **pins)
+    assert code == 2 and "prompts that are not in" in err and ": 1, expected 0" in err
+    assert prepare("strongreject", "--src", src, "--out", out, "--any-version", **pins)[0] == 0
+    assert jsonl(out / "small.jsonl")[0]["id"] == "strongreject-small-1"
+    paths[0].unlink()
+    code, _, err = prepare("strongreject", "--src", src, "--out", out, **pins)
+    assert code == 2 and err == f"{src}: expected strongreject_dataset.csv\n"
+
+
+def test_wildjailbreakeval_small(prepare, small, tmp_path):
+    src, out, pins = small("wildjailbreakeval")
+    few = put(tmp_path, {"few.csv": as_csv(["instruction"], [TEXTS[4]], [TEXTS[1]])}) / "few.csv"
+    code, printed, err = prepare("wildjailbreakeval", "--src", src, "--small", few, "--out", out, **pins)
+    assert (code, err) == (0, "") and "1 of the 2 are among the 3" in printed
+    assert jsonl(out / "small.jsonl") == [row("wildjailbreakeval-small-1", TEXTS[4], "wildjailbreak"),
+                                          row("wildjailbreakeval-2", TEXTS[1], "wildjailbreak")]
+    assert len(jsonl(out / "prompts.jsonl")) == 3 and not any(text in printed for text in TEXTS)
+    pins["SIZES"] = {"250": 3, "50": 50}
+    code, _, err = prepare("wildjailbreakeval", "--src", src, "--small", few, "--out", out, **pins)
+    assert code == 2 and f"{few}: prompts: 2, expected 50" in err
+
+
+def test_wildjailbreak_to_train_on(prepare, small, tmp_path):
+    src, out, pins = small("wildjailbreak")  # it evaluates TEXTS[2] and TEXTS[1]
+    rows = [[TEXTS[0], "", "Sure", "vanilla_benign"], [TEXTS[3], "", "No", "vanilla_harmful"],
+            [TEXTS[3], f" {TEXTS[2].upper()}\n", "No", "adversarial_harmful"],
+            [TEXTS[1], TEXTS[4], "Sure", "adversarial_benign"], [TEXTS[0], " ", "", "adversarial_benign"],
+            [" ".join(TEXTS[1].split()), "", "No", "vanilla_harmful"]]
+    text = as_csv(["vanilla", "adversarial", "completion", "data_type"], *rows, delimiter="\t")
+    train = put(tmp_path, {"train.tsv": text}) / "train.tsv"
+    pins |= {"TRAIN_COUNTS": {"harmful": 3, "benign": 3}, "TRAIN_SHA256": sha(text)}
+    args = ["wildjailbreak", "--src", src, "--train", train, "--out", out]
+    code, printed, err = prepare(*args, **pins)
+    assert (code, err) == (0, "") and not any(text in printed for text in TEXTS)
+    assert jsonl(out / "train.jsonl") == [
+        row("wildjailbreak-train-1", TEXTS[0], "benign", "vanilla_benign"),
+        row("wildjailbreak-train-2", TEXTS[3], "harmful", "vanilla_harmful"),
+        row("wildjailbreak-train-4", TEXTS[4], "benign", "adversarial_benign")]
+    about = json.loads((out / "meta.json").read_text())
+    assert about["dropped"] == {"empty": 1, "evaluated": 2}
+    assert about["n"] == {"prompts.jsonl": 2, "train.jsonl": 3} and about["revision"]
+    code, _, err = prepare(*args, **pins | {"TRAIN_COUNTS": {"harmful": 2, "benign": 4}})
+    assert code == 2 and "rows: harmful 3, benign 3, expected harmful 2, benign 4" in err
+    code, _, err = prepare(*args, **pins | {"TRAIN_SHA256": sha("")})
+    assert code == 2 and "train.tsv: sha256" in err
+    put(tmp_path, {"train.tsv": text.replace("vanilla_benign", "tea")})
+    code, _, err = prepare(*args, "--any-version", **pins)
+    assert code == 2 and "train.tsv:2: data_type: expected one of vanilla_harmful" in err
+
+
+def test_safechain_names_the_rows_it_leaves_out(prepare, small):
+    src, out, pins = small("safechain")
+    code, printed, _ = prepare("safechain", "--src", src, "--out", out, **pins)
+    assert code == 0 and "said before: 1 prompts, 1 responses" in printed
+    assert "left out, unclosed: 1: safechain-2\n" in printed
+    about = json.loads((out / "meta.json").read_text())
+    assert about["dropped"] == {"unclosed": ["safechain-2"], "empty": ["safechain-3"],
+                                "no answer": ["safechain-4"]}
+    assert about["repeated"] == {"prompt": 1, "response": 1}
+    put(src.parent, {"train.json": src.read_text().replace(KITE, "odd")})
+    code, _, err = prepare("safechain", "--src", src, "--out", out, **pins)
+    assert code == 2 and "a label that is no type of WildJailbreak: 3, expected 0" in err and "odd" not in err
+
+
+def test_safechain_and_wildjailbreakeval_as_parquet(prepare, small, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in "safechain", "wildjailbreakeval":
+        src, out, pins = small(name)
+        rows = json.loads(src.read_text()) if src.suffix == ".json" else jsonl(src)
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+        assert prepare(name, "--src", tmp_path / "train.parquet", "--out", out, **pins)[::2] == (0, "")
+        for file, want in expected(tmp_path)[name].items():
+            assert jsonl(out / file) == want
+
+
+@pytest.mark.parametrize("name", ["safechain", "wildjailbreakeval", "wildjailbreak"])
+def test_sets_that_only_come_by_src_say_so(name, prepare, tmp_path):
+    code, printed, err = prepare(name, "--out", tmp_path / "out")
+    assert (code, printed) == (2, "") and err.count("\n") == 1 and "--src FILE" in err
 
 
 # ---- the real files
@@ -302,3 +422,12 @@ def test_real_simplesafetytests_and_airbench_part(prepare, tmp_path):
     src = put(tmp_path, {"turned.csv": turned}) / "turned.csv"
     assert prepare("airbench", "--src", src, "--out", tmp_path / "t", "--any-version")[0] == 0
     assert json.loads((tmp_path / "t" / "meta.json").read_text())["polarity"] == "refuse=1"
+
+
+def test_real_strongreject_small(prepare, tmp_path):
+    folder = shared("strongreject/strongreject_small_dataset.csv").parent
+    assert prepare("strongreject", "--src", folder, "--out", tmp_path)[::2] == (0, "")
+    rows = {r["id"]: r for r in jsonl(tmp_path / "prompts.jsonl")}
+    small = jsonl(tmp_path / "small.jsonl")
+    assert len({r["id"] for r in small}) == 60 and all(rows[r["id"]] == r for r in small)  # category and all
+    assert set(Counter(r["category"] for r in small).values()) == {10}
