@@ -16,7 +16,7 @@ https://huggingface.co/datasets/UWNSL/SafeChain, fetch the file (124 MB) with yo
   named in meta.json. Duplicates (but for case and spaces) are counted and stay.
 - Second-hand sources: R1-Distill-Llama-70B wrote five responses, Llama-Guard passed all five, one was drawn.
   Safe means safe by that judge.
-- No checksum and no revision is published: rows are counted, the checksum is recorded.
+- No checksum and no revision was in public code: rows are counted, the checksum is recorded.
 Row: {"id": "safechain-1", "prompt", "response", "label": WildJailbreak's type (vanilla_harmful, ..),
 "category": "harmful" or "benign"}; numbered by row.
 """
