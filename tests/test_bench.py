@@ -1,4 +1,4 @@
-"""bench/: the same step is timed on both sides, and what is not the same is refused. No timing is asserted."""
+"""bench/: the same step is timed on both sides; what is not the same is refused. No timing is asserted."""
 import argparse
 import collections
 import importlib.util
@@ -17,6 +17,12 @@ needs = {name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason
 
 def bench(script, *args):
     return subprocess.run([sys.executable, str(script), *map(str, args)], capture_output=True, text=True)
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 def table(out):
     """the last table: {side: (tokens/s, rest of the line)}"""
@@ -72,12 +78,45 @@ def test_train_step_says_what_is_wrong(args, word):
     done = bench(BENCH / "train_step.py", *args)
     assert done.returncode == 2 and word in done.stderr.splitlines()[-1]
 
-def test_decode_gives_the_ids_of_generate(tmp_path):
+def test_generate_times_the_same_ids(tmp_path):
     model = nano.build(tmp_path / "nano")
-    done = bench(BENCH / "decode.py", "--model", model, "--batch", 1, 3, "--prompt", 8, "--new", 5,
-                 "--dtype", "fp32", "--pairs", 1)
+    done = bench(BENCH / "generate.py", "--model", model, "--batch", 6, "--new", 24, "--dtype", "fp32",
+                 "--pairs", 1)
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 answers alike" in done.stdout and "3 of 3 answers alike" in done.stdout
+    _, check, timed = done.stdout.split("\nfloat32")
+    names = {"generate": 6, "5 samples, prompt 512": 5, "5 samples, prompt 64": 5, "more thought": 6}
+    for table in (check, timed):
+        for line, (name, rows) in zip(table.splitlines()[2:], names.items()):
+            assert line.startswith(name) and ("samples" in name or line.endswith(f"{rows} of {rows}"))
+            speed, ratio, low, high = line.removeprefix(name).split()[:4]
+            assert float(speed.replace(",", "")) > 0
+            assert ratio.strip("x") == low.strip("[,") == high.strip("]")  # one pair: its ratio is the median
+    assert f"command: python bench/generate.py --model {model}" in timed
+
+def test_generate_more_thought_goes_on_where_it_would_end(monkeypatch):
+    """on a model that counts up: 5 ends a thought, two words stand in for it, no more than ROUNDS times."""
+    monkeypatch.syspath_prepend(BENCH)
+    g = load("generate")
+
+    def count_up(model, prompts, max_new, ends, steer=None):
+        out = []
+        for row, prompt in enumerate(prompts):
+            ids, due = [], []
+            while len(ids) < max_new:
+                drawn = (prompt + ids)[-1] + 1
+                if not due:
+                    due = steer(row, ids, drawn) if steer else [drawn] * (drawn not in ends)
+                if not due:
+                    break
+                ids.append(due.pop(0))
+            out.append([ids])
+        return out
+    monkeypatch.setattr(g.lu, "generate", count_up)
+    monkeypatch.setattr(g, "ROUNDS", 2)
+    for new, first, second in ((99, [3, 4, 9, 2, 3, 4, 9, 2, 3, 4], [4, 9, 2, 3, 4, 9, 2, 3, 4]),
+                               (4, [3, 4, 9, 2], [4, 9, 2, 3]), (3, [3, 4, 9], [4, 9, 2])):
+        for more in (g.more_thought, g.more_thought_anew):
+            assert more(None, [[2], [3]], {5}, [9, 2], new) == [first, second]
 
 def test_seeds_prints_one_table_and_draws(tmp_path):
     def metric(value):
@@ -107,9 +146,7 @@ def test_hellaswag_style_has_the_shape_of_hellaswag():
     assert 0 < sum(longest) < 20  # the length does not give the right one away
 
 def test_multiple_choice_reads_hellaswag_style_by_the_suite_of_hellaswag(tmp_path):
-    spec = importlib.util.spec_from_file_location("multiple_choice", BENCH / "multiple_choice.py")
-    mc = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mc)
+    mc = load("multiple_choice")
     rows = [json.loads(line) for line in (BENCH / "hellaswag_style.jsonl").read_text().splitlines()]
     chosen = mc.choose(argparse.Namespace(data=tmp_path, sets=["hellaswag_style", "hellaswag"], items=40))
     assert list(chosen) == ["hellaswag_style"]  # the other is not prepared there
