@@ -782,6 +782,18 @@ class LoRAFunction(Function):
             dx = (G @ ctx.lin.dense(G.dtype)).addmm_(H, A.to(G.dtype))
         return dx, None, (H.T @ x).float(), (G.T @ u).float().mul_(ctx.lin.s)
 
+def reordered(W):
+    """a bf16 weight of a CPU in oneDNN's layout, for decoding: F.linear packs it anew at each product."""
+    known = W.dtype == torch.bfloat16 and not W.is_cuda and torch.backends.mkldnn.is_available()
+    if known and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.ops.mkldnn._reorder_linear_weight(W)
+    return W
+
+def linear(x, W, bias=None):
+    if W.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, W, bias, "none", [], "")
+    return F.linear(x, W, bias)
+
 class LoRALinear(nn.Module):
     """for nn.Linear: a frozen weight, NF4 or dense; when adapted A (r, d_in) and B (d_out, r) in fp32."""
     def __init__(self, linear, bits):
@@ -799,14 +811,14 @@ class LoRALinear(nn.Module):
         if self.merged is not None:
             return self.merged
         if self.bits == 16:
-            return self.weight.data
+            return self.weight
         out = torch.empty(self.d_out * self.d_in, dtype=dtype, device=self.weight.device)
         dequantize = dequantize_triton if out.is_cuda else dequantize_plain
         return dequantize(self.weight, self.scales, out).view(self.d_out, self.d_in)
 
     def forward(self, x):
         if self.A is None or self.merged is not None:
-            return F.linear(x, self.dense(x.dtype), self.bias)
+            return linear(x, self.dense(x.dtype), self.bias)
         return LoRAFunction.apply(x.flatten(0, -2), self, self.A, self.B).unflatten(0, x.shape[:-1])
 
 # ---- between the matrix products: transformers' own functions, compiled on a GPU (a CPU gains nothing by it)
@@ -1022,7 +1034,7 @@ def save_adapter(model, folder, base, rank, alpha):
 @contextmanager
 def dense_weights(model, scale=1.0):
     """inside, layers hold W + scale s B A densely, for decoding; where that does not fit only s is scaled."""
-    found = [(lin, lin.s) for _, lin in linears(model)]
+    found, head = [(lin, lin.s) for _, lin in linears(model)], model.get_output_embeddings()
     size = sum(lin.d_out * lin.d_in for lin, _ in found) * model.dtype.itemsize
     trim()
     fits = size < 0.4 * free_memory(model.device)  # else layers dequantise as they go
@@ -1030,19 +1042,23 @@ def dense_weights(model, scale=1.0):
         for lin, s in found:
             lin.s = scale * s
             if fits:
-                W = lin.dense(model.dtype)
-                lin.merged = W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype) if lin.s else W
+                W = lin.dense(model.dtype).detach()
+                lin.merged = reordered(W.float().addmm(lin.B, lin.A, alpha=lin.s).to(W.dtype) if lin.s else W)
+        if fits:
+            head.packed = reordered(head.weight.detach())
         try:
             yield
         finally:
             for lin, s in found:
                 lin.s, lin.merged = s, None
+            vars(head).pop("packed", None)
             trim()
 
 # ---- decoding, on transformers' caches
 def logits(model, h):
     """last hidden states (..., D) -> (..., V) fp32."""
-    z = model.get_output_embeddings()(h).float()
+    head = model.get_output_embeddings()
+    z = linear(h, vars(head).get("packed", head.weight)).float()
     return z if model.softcap is None else model.softcap * torch.tanh(z / model.softcap)
 
 def forward_cached(model, ids, mask, cache):
@@ -1072,26 +1088,33 @@ def pick(z, temperature, top_p, top_k, gen):
     return torch.searchsorted(cdf, cdf[:, -1:] * torch.rand(len(z), 1, generator=gen, device=z.device))[:, 0]
 
 @torch.no_grad()
-def generate(model, prompts, max_new, ends, n=1, temperature=0.0, top_p=1.0, top_k=0, seed=0):
-    """[ids] -> [[new ids] * n], end token left out. n samples of a prompt share its prefilled cache."""
+def generate(model, prompts, max_new, ends, n=1, temperature=0.0, top_p=1.0, top_k=0, seed=0, steer=None):
+    """[ids] -> [[new ids] * n], end token left out. n samples of a prompt share its prefilled cache.
+    steer(row, ids so far, id drawn) -> ids to write in its place, [] to end; else an id of ends does."""
     gen = torch.Generator(model.device).manual_seed(seed)
     cache, mask, h = prefill(model, prompts)
     cache.batch_repeat_interleave(n)
     mask, h = mask.repeat_interleave(n, 0), h.repeat_interleave(n, 0)
-    out, alive, ends = [[] for _ in mask], torch.arange(len(mask)), torch.tensor(ends)
+    out, due, alive = [[] for _ in mask], [[] for _ in mask], list(range(len(mask)))
     for i in range(max_new):
-        new = pick(logits(model, h), temperature, top_p, top_k, gen).cpu()  # (B,), a sync point
-        going = ~torch.isin(new, ends)
-        for row, token in zip(alive[going].tolist(), new[going].tolist()):
-            out[row].append(token)
-        if i == max_new - 1 or not going.any():
+        drawn, going = pick(logits(model, h), temperature, top_p, top_k, gen).tolist(), []  # a sync point
+        for b, row in enumerate(alive):
+            if steer and not due[row]:
+                due[row] = [*steer(row, out[row], drawn[b])]
+            elif not steer and drawn[b] not in ends:
+                due[row] = [drawn[b]]
+            if due[row]:
+                out[row].append(due[row].pop(0))
+                going.append(b)
+        if i == max_new - 1 or not going:
             break
-        if not going.all():  # finished rows leave: on a CPU the batch is what costs
-            stay = going.nonzero()[:, 0].to(model.device)
+        if len(going) < len(alive):  # finished rows leave: on a CPU the batch is what costs
+            stay = torch.tensor(going, device=model.device)
             cache.batch_select_indices(stay)
-            alive, new, mask = alive[going], new[going], mask[stay]
+            alive, mask = [alive[b] for b in going], mask[stay]
         mask = F.pad(mask, (0, 1), value=1)
-        h = forward_cached(model, new[:, None].to(model.device), mask, cache)[:, -1]
+        new = torch.tensor([out[row][-1:] for row in alive], device=model.device)  # (B, 1)
+        h = forward_cached(model, new, mask, cache)[:, -1]
     return [out[i:i + n] for i in range(0, len(out), n)]
 
 @torch.no_grad()
