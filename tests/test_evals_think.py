@@ -34,7 +34,8 @@ def test_safe_at_takes_prompts_as_units_and_counts_what_has_no_verdict():
     more = evals.safe_at([[0, 0, 1, 1], [0] * 4], 2)  # n > K
     assert more["Safe@2"]["value"] == pytest.approx((1 / 6 + 1) / 2)
     assert more["ConsSafe@2"]["value"] == pytest.approx((5 / 6 + 1) / 2)
-    assert list(evals.safe_at([[0], [1]], 1)) == ["Safe@1"]
+    for few in (evals.safe_at([[0], [1]], 1), evals.safe_at([[0, None], [None, 1]], 2)):
+        assert list(few) == ["Safe@1"]  # K = 1; no prompt with K verdicts
 
 def test_mean_and_its_interval():
     got = evals.mean([1, 4, None, 2.5, 7, None] * 30, "cost")
