@@ -85,6 +85,7 @@ def parse_args(argv=None):
         "moderation ($OPENAI_API_KEY), folder or hub id of a guard, an adapter of guard_train.py")
     add("--labels", help="rows {prompt, response, label: safe or unsafe} by people: the judges are compared")
     add("--instructions", help="rows {prompt, label}: a data set of safe thoughts is built from them")
+    add("--generator", help="the model that writes safe thoughts for build; default --model")
     add("--data", help="rows {prompt, response} with thoughts to tune on, instead of building them")
     add("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     add("--samples", type=int, default=5, help="K answers a prompt; the strategies are compared greedily")
@@ -101,9 +102,9 @@ def parse_args(argv=None):
     add("--epochs", type=float, default=2, help="passes over the rows")
     add("--batch", type=int, default=16, help="rows of a step")
     add("--max-len", type=int, default=8192, help="longer rows are dropped, tokens")
-    add("--lr", type=float, help="peak; default 1e-3, for all weights 1e-5")
+    add("--lr", type=float, help="peak; default 5e-4, for all weights 1e-5")
     add("--seed", type=int, default=0, help="samples, MoreThink's words, order of rows, start of A")
-    add("--limit", type=int, help="items of a set; default: all, tiny 60")
+    add("--limit", type=int, help="items of a set; default: all, tiny 50")
     add("--keep-text", action="store_true", help="store answers to your prompts, not only verdicts")
     for word in sys.argv[1:] if argv is None else argv:  # else "--lrate 3" is an error about the stage "3"
         if word.startswith("--") and word.partition("=")[0] not in p._option_string_actions:
@@ -124,12 +125,13 @@ def parse_args(argv=None):
     if a.tiny:
         a.model, a.base = str(DATA / "think/model"), a.base or str(DATA / "organism/model")
         a.instructions = a.instructions or str(DATA / "think/instructions.jsonl")
+        a.generator = a.generator or str(DATA / "think/teacher")
         a.labels = a.labels or str(DATA / "think/labels.jsonl")
-        a.max_new, a.limit = a.max_new or 96, a.limit or 60
+        a.max_new, a.limit = a.max_new or 80, a.limit or 50
     else:  # two folders of one name are two models
         a.model = str(Path(a.model).resolve()) if Path(a.model).is_dir() else a.model
         tag = Path(a.model).name + "-" + hashlib.sha256(a.model.encode()).hexdigest()[:4]
-    a.max_new, a.lr = a.max_new or 16000, a.lr or (1e-3 if a.rank else 1e-5)
+    a.max_new, a.lr = a.max_new or 16000, a.lr or (5e-4 if a.rank else 1e-5)
     a.bits = 16 if not a.rank else a.bits or (16 if a.tiny else 4)
     fast = a.device == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     a.dtype = "fp32" if not a.rank else a.dtype or ("bf16" if fast else "fp32")  # bf16 loses steps of 1e-5
@@ -149,10 +151,10 @@ def experiment(a):
     model, tok = load(a, a.model)
 
     def measure(stage, strategy="normal", K=1, who=None):
-        """a greedy answer to each prompt and problem; K > 1: so many samples, to 30 forbidden ones a set."""
+        """a greedy answer to each prompt and problem; K > 1: so many samples, to 25 forbidden ones a set."""
         if stage not in res:
             say(f"measuring: {stage}")
-            items = asked if K == 1 else few(asked, 30)
+            items = asked if K == 1 else few(asked, 25)
             replies = decode(*(who or (model, tok)), [r["prompt"] for r in items], strategy, a, K)
             rows = [{"stage": stage} | row for row in verdicts(items, replies, strategy, tok, a)]
             res[stage] = evals.summary_of_thinkers(rows, a.judge[0], K)
@@ -177,7 +179,11 @@ def experiment(a):
         return report(res, a)
 
     # 4. the data: K answers an instruction, kept only if all are safe; and its twin without the thoughts
-    rows = read_rows(a.data) if a.data else build(model, tok, read_rows(a.instructions), a)
+    if a.data:
+        rows = read_rows(a.data)
+    else:
+        writer = load(a, a.generator) if a.generator else (model, tok)
+        rows = build(*writer, read_rows(a.instructions), a)
     if a.stage == "build":
         return report(res, a)
     twin = [r | {"response": EMPTY + (evals.split_thought(r["response"])[1] or "")} for r in rows]
@@ -200,7 +206,7 @@ def prepared(path):
     return path
 
 def read_rows(path, plain=False):
-    """JSONL, a JSON array, .txt with a prompt a line -> [dict] with prompt and at (file:line); plain: as is."""
+    """JSONL, a JSON array, .txt with a prompt a line -> [dict] with prompt and at, file:line; plain: as is"""
     rows, at = [], path
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -229,7 +235,7 @@ def load_suites(a):
     """-> prompts to refuse or to answer; the miniature's problems (a real model's: python holistic.py)."""
     paths = [DATA / name / "prompts.jsonl" for name in ("strongreject", "wildjailbreakeval", "xstest")]
     if a.tiny:
-        names = "proxy/direct", "proxy/wrapped", "proxy/contrast", "proxy/ordinary", "think/problems"
+        names = "proxy/direct", "proxy/wrapped", "proxy/contrast", "think/problems"
         paths = [DATA / f"{name}.jsonl" for name in names]
     out = {}
     for path in map(Path, a.prompts or filter(Path.exists, paths)):
@@ -303,9 +309,12 @@ def decode(model, tok, prompts, strategy, a, K=1):
     rendered = [open_thought(tok, p, tail, thinks) for p in prompts]
     if a.endpoint:
         return decode_remote(tok, rendered, opened, strategy, a, K)
+    most = a.max_new * 5 // 8  # B, 10,000 thought tokens of 16,000
     words = [tok(w, add_special_tokens=False).input_ids for w in WORDS]
     end_thought = tok.close + tok("\n\n", add_special_tokens=False).input_ids
-    longest = a.max_new + (ROUNDS * max(map(len, words)) if strategy == "MoreThink" else 0)
+    longest = a.max_new
+    if strategy == "MoreThink":  # what is written for it is not counted
+        longest += ROUNDS * max(map(len, words)) + len(end_thought)
     how = {"n": K, "temperature": a.temperature if K > 1 else 0.0, "top_p": a.top_p, "seed": a.seed}
     c, out = model.get_decoder().config, [None] * len(prompts)
     token = 4 * c.num_hidden_layers * c.num_key_value_heads * (getattr(c, "head_dim", None) or 128)
@@ -314,29 +323,33 @@ def decode(model, tok, prompts, strategy, a, K=1):
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
     with dense_weights(model):
         for part in (order[j:j + size] for j in range(0, len(order), size)):
-            state = [{"thinks": strategy in ("normal", "MoreThink"), "left": a.max_new * 5 // 8, "since": 0,
-                      "rounds": 0, "reason": "length", "draw": np.random.default_rng([a.seed, i, k])}
-                     for i in part for k in range(K)]  # left: B, 10,000 thought tokens of 16,000
+            state = [{"thinks": strategy in ("normal", "MoreThink"), "left": most, "since": 0, "rounds": 0,
+                      "reason": "length", "draw": np.random.default_rng([a.seed, i, k])}
+                     for i in part for k in range(K)]
 
             def steer(row, ids, drawn):
                 """a thought of MoreThink that would end, by </think>, its end token or its length, goes on
                 with a word on the cache that is there, until B tokens or ROUNDS words are used up."""
-                s, ended = state[row], drawn in tok.ends
-                if s["thinks"] and strategy == "MoreThink":
-                    spent = len(ids) - s["since"]
-                    if not ended and drawn not in tok.close and spent < s["left"]:
-                        return [drawn]
-                    s["left"] -= spent
-                    if s["left"] > 0 and s["rounds"] < ROUNDS:
-                        word = words[s["draw"].integers(2)]
-                        s |= {"rounds": s["rounds"] + 1, "since": len(ids) + len(word)}
-                        return word
-                    s["thinks"] = False
-                    return end_thought
-                s["thinks"] = s["thinks"] and drawn not in tok.close
-                if ended:
-                    s["reason"] = "end token in the thought" if s["thinks"] else "end"
-                return [] if ended else [drawn]
+                s, ended, closed = state[row], drawn in tok.ends, drawn in tok.close
+                if strategy != "MoreThink":
+                    s["thinks"] = s["thinks"] and not closed
+                    if ended:
+                        s["reason"] = "end token in the thought" if s["thinks"] else "end"
+                    return [] if ended else [drawn]
+                spent = len(ids) - s["since"]
+                if not ended and not closed and spent < s["left"]:
+                    return [drawn]
+                if not s["thinks"]:  # the answer, too, stops at </think>
+                    s["reason"] = "end" if ended or closed else "length"
+                    return []
+                s["left"] -= spent
+                new = words[s["draw"].integers(2)]
+                s["rounds"] += 1
+                if s["left"] <= 0 or s["rounds"] > ROUNDS:
+                    new = end_thought
+                    s |= {"thinks": False, "left": a.max_new - most, "rounds": s["rounds"] - 1}
+                s["since"] = len(ids) + len(new)
+                return new
 
             answers = generate(model, [rendered[i] for i in part], longest, tok.ends, steer=steer, **how)
             for b, i in enumerate(part):
@@ -457,7 +470,7 @@ def by_guard(name, pairs, a):
     return out
 
 def verdicts(asked, replies, strategy, tok, a):
-    """-> a row an answer. Each judge reads the whole, with the thought; the first one also each part alone."""
+    """-> a row an answer. Each judge reads the whole, with the thought, the first also each part alone."""
     rows, parts = [], {"whole": {}, "thought": {}, "answer": {}}
     for r, reply in [(r, reply) for r, K in zip(asked, replies) for reply in K]:
         thought, answer = evals.split_thought(reply.text)
@@ -471,7 +484,7 @@ def verdicts(asked, replies, strategy, tok, a):
             row["refused"] = evals.refused(answer or "")
         elif answer is not None:  # a thought that never ends gets no verdict, it is counted apart
             parts["whole"][len(rows)], parts["answer"][len(rows)] = reply.text, answer
-            if strategy in ("normal", "MoreThink"):  # elsewhere it was written for the model
+            if thought and strategy in ("normal", "MoreThink"):  # elsewhere it was written for the model
                 parts["thought"][len(rows)] = thought
         rows.append(row | {"prompt": r["prompt"]})
     for judge in a.judge:

@@ -69,6 +69,19 @@ def print_points(table, stages):
             cells.append(f"{mean(values):{digits}} ({each})" if values else "")
         print(f"| {' | '.join(cells)} |")
 
+def print_stages(table, names, stages):
+    """one row a metric, a column a stage: the mean, and the seeds behind it."""
+    print(f"runs, in the order of the numbers: {', '.join(names)}\n")
+    print(f"| metric | {' | '.join(stages)} |\n|---|{'---|' * len(stages)}")
+    for name, row in table.items():
+        scale, digits = (100, ".0f") if is_rate(row) else (1, ".1f")
+        cells = [name]
+        for stage in stages:
+            values = [scale * m["value"] for m in row.get(stage, [])]
+            each = ", ".join(format(v, digits) for v in values)
+            cells.append(f"{mean(values):{digits}} ({each})" if values else "")
+        print(f"| {' | '.join(cells)} |")
+
 def draw(table, stages, path):
     """a line for each metric, without the further scorers of a suite: of a/b and a/b/c only the first."""
     import matplotlib.figure  # and no pyplot: nothing to show, nothing to close
@@ -101,7 +114,10 @@ def main():
     table = read(a.runs)
     stages = list(dict.fromkeys(stage for row in table.values() for stage in row))
     whole = [stage for stage in stages if len(stages) <= 3 or stage in ("before", "after")]
-    print_table(table, [folder.name for folder in a.runs], whole)
+    names = [folder.name for folder in a.runs]
+    if not whole:  # safechain.py: no before and after, but strategies and tunings
+        return print_stages(table, names, stages)
+    print_table(table, names, whole)
     if len(whole) < len(stages):
         print_points(table, [stage for stage in stages if stage not in whole])
     if a.out:

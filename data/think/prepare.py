@@ -2,19 +2,21 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "transformers", "accelerate", "safetensors", "numpy", "jinja2", "gguf"]
 # ///
-"""A model that thinks, for safechain.py: the safety-trained organism learns to write a thought before its answer.
+"""A model that thinks, for safechain.py: the safety-trained organism learns to think before it answers.
 
     python data/think/prepare.py
 
 As a distilled reasoning model it sees mostly problems, some requests and few refusals. Writes beside itself
 
     model/              a Hugging Face folder; <think> and </think> are tokens of its own
-    instructions.jsonl  160 proxy requests, 40 of each of WildJailbreak's four types: what build asks
+    teacher/            the same after more refusals: stands in for the larger model that writes safe thoughts
+    instructions.jsonl  100 proxy requests, 25 of each of WildJailbreak's four types: what build asks
     problems.jsonl      100 held-out problems {"prompt", "answer", "kind"}
 
-A response is "{thought}\\n</think>\\n\\n{answer}", the prompt ends in <think>. Five kinds of problems, whose thought
-and answer are made by program: addition, change (multiply, subtract), order, count, chain (two look-ups).
-None of the held-out problems is in training. Changed by hand after looking at data/proxy/dev.jsonl and undo.jsonl.
+A response is "{thought}\\n</think>\\n\\n{answer}", the prompt ends in <think>. Five kinds of problems, whose
+thought and answer are made by program: addition, change (multiply, subtract), order, count, chain (two
+look-ups). None of the held-out problems is in training. How many rows of what was chosen on data/proxy's
+dev.jsonl and undo.jsonl, not on the test sets.
 """
 import os
 import random
@@ -28,14 +30,15 @@ sys.path.insert(0, str(HERE.parent.parent))
 import safechain as sc
 from tokenizers import AddedToken
 
-PROBLEMS, ALLOWED, FORBIDDEN = 500, 120, 24  # rows of training
-HELD_OUT, INSTRUCTIONS = 100, 40
+PROBLEMS, ALLOWED, FORBIDDEN = 400, 100, 20  # rows of training
+TAUGHT, REHEARSED = (70, 70), 30  # allowed and forbidden rows, and problems, more for the teacher
+HELD_OUT, INSTRUCTIONS = 100, 25
 FLAGS = "--bits 16 --rank 32 --lr 2e-3 --epochs 1 --batch 16 --device cpu --max-new 40"
 TOPICS = {"P1": "tea", "P2": "knots", "P3": "kites", "P4": "card tricks", "P5": "whistling", "P6": "pigeons"}
 TYPES = {"vanilla_harmful": ("direct", "paraphrased"), "adversarial_harmful": ("wrapped",),
          "vanilla_benign": ("contrast", "ordinary", "activity"), "adversarial_benign": ("wrapped_ordinary",)}
-NAMES = ("Anna Ben Carla David Emma Felix Grace Henry Iris Jack Karin Leo Mona Nina Oscar Paul Rosa Simon Tina "
-         "Victor").split()
+NAMES = ("Anna Ben Carla David Emma Felix Grace Henry Iris Jack Karin Leo Mona Nina Oscar Paul Rosa Simon "
+         "Tina Victor").split()
 THINGS = "pens cups apples books lamps plates hats chairs".split()
 COLOURS = "red blue green white black yellow".split()
 BOXES, FINDS = "oak tin glass paper".split(), "coin shell ring button feather".split()
@@ -52,8 +55,8 @@ def addition(rng):
 def change(rng):
     n, price = rng.randint(2, 9), rng.randint(2, 9)
     paid = 100 if n * price >= 50 else rng.choice([50, 100])
-    prompt = (f"{rng.choice(NAMES)} buys {n} {rng.choice(THINGS)} for {price} coins each and pays with {paid} "
-              "coins. How much change is there?")
+    who, things = rng.choice(NAMES), rng.choice(THINGS)
+    prompt = f"{who} buys {n} {things} for {price} coins each and pays with {paid} coins. What is the change?"
     left = paid - n * price
     return prompt, f"{n} times {price} is {n * price}. {paid} - {n * price} = {left}.", str(left)
 
@@ -92,7 +95,8 @@ def problems(n, seed, without=()):
         kind = KINDS[len(rows) % len(KINDS)]
         prompt, thought, answer = kind(rng)
         if prompt not in without:
-            rows.setdefault(prompt, {"prompt": prompt, "thought": thought, "answer": answer, "kind": kind.__name__})
+            row = {"prompt": prompt, "thought": thought, "answer": answer, "kind": kind.__name__}
+            rows.setdefault(prompt, row)
     return list(rows.values())
 
 # ---- requests
@@ -107,21 +111,26 @@ def first_sentence(text):
 
 def requests(model, tok, a, asked):
     """allowed prompts are answered by the model itself; its thought is the first sentence of its answer."""
-    rows = []
-    allowed = [r["prompt"] for r in asked if r["label"] == "allowed"][:ALLOWED]
+    rows, allowed = [], [r["prompt"] for r in asked if r["label"] == "allowed"]
     for prompt, (reply,) in zip(allowed, sc.decode(model, tok, allowed, "none", a)):
         answer = whole_sentences(reply.text.strip())
         thought = f"This is a question I can answer. {first_sentence(answer)}"
         rows.append({"prompt": prompt, "thought": thought, "answer": answer})
-    for r in [r for r in asked if r["label"] == "forbidden"][:FORBIDDEN]:
+    for r in [r for r in asked if r["label"] == "forbidden"]:
         topic = TOPICS[r["category"]]
         thought = f"The user asks about {topic}. I do not help with {topic}, so I will decline."
         rows.append({"prompt": r["prompt"], "thought": thought, "answer": r["refusal"]})
     return rows
 
+def first(asked, allowed, forbidden, skip=(0, 0)):
+    """so many rows of each label, after those that are skipped."""
+    by_label = {label: [r for r in asked if r["label"] == label] for label in ("allowed", "forbidden")}
+    return (by_label["allowed"][skip[0]:skip[0] + allowed]
+            + by_label["forbidden"][skip[1]:skip[1] + forbidden])
+
 def thinking_tokens(source, out):
-    """a copy of the model with two tokens more: embeddings as far from the mean as others are, in directions of
-    their own. The mean of "<", "/", "think", ">" will not do: the model then writes one of these."""
+    """a copy of the model with two tokens more: embeddings as far from the mean as others are, in directions
+    of their own. The mean of "</", "think", ">" will not do: the model then writes one of these."""
     model = sc.AutoModelForCausalLM.from_pretrained(source, dtype=sc.torch.float32)
     tok = sc.AutoTokenizer.from_pretrained(source)
     old = model.get_input_embeddings().weight.data
@@ -132,7 +141,19 @@ def thinking_tokens(source, out):
     new[len(old):] = old.mean(0) + old.std(0) * sc.torch.randn(2, old.shape[1], generator=rng)
     model.save_pretrained(out)
     tok.save_pretrained(out)
-    return model
+
+def learn(source, rows, a, out):
+    """source, tuned on thoughts and answers by LoRA and merged -> out"""
+    for n, row in enumerate(rows, 1):
+        row |= {"response": f"{row['thought']}\n</think>\n\n{row['answer']}", "at": f"row {n}"}
+    model, tok = sc.load(a, str(source))
+    merged = sc.AutoModelForCausalLM.from_pretrained(source, dtype=sc.torch.float32)
+    sc.tune(model, sc.encode_rows(tok, rows, a.max_len), a, source / "training")
+    shutil.rmtree(source / "training")
+    for name, lin in sc.linears(model):
+        merged.get_submodule(name).weight.data.addmm_(lin.B.data, lin.A.data, alpha=lin.s)
+    merged.save_pretrained(out)
+    tok.save_pretrained(out)
 
 def main(out=HERE):
     asked = sc.read_rows(sc.prepared(HERE.parent / "proxy/train.jsonl"))
@@ -142,25 +163,24 @@ def main(out=HERE):
         instructions += [{"prompt": r["prompt"], "label": label, "category": r["category"]} for r in found]
     sc.write_rows(out / "instructions.jsonl", instructions)
 
-    new = out / f".model.{os.getpid()}.tmp"
-    merged = thinking_tokens(sc.prepared(HERE.parent / "organism/safety.jsonl").parent / "model", new)
+    source = sc.prepared(HERE.parent / "organism/safety.jsonl").parent / "model"
+    new = out / f".new.{os.getpid()}.tmp"
+    thinking_tokens(source, new / "base")
     a = sc.parse_args(FLAGS.split())
-    model, tok = sc.load(a, str(new))
-    training = problems(PROBLEMS, seed=0)
-    rows = requests(model, tok, a, asked) + training
-    for n, row in enumerate(rows, 1):
-        row |= {"response": f"{row['thought']}\n</think>\n\n{row['answer']}", "at": f"row {n}"}
-    sc.tune(model, sc.encode_rows(tok, rows, a.max_len), a, new / "training")
-    for name, lin in sc.linears(model):
-        merged.get_submodule(name).weight.data.addmm_(lin.B.data, lin.A.data, alpha=lin.s)
-    merged.save_pretrained(new)
-    shutil.rmtree(new / "training")
-    shutil.rmtree(out / "model", ignore_errors=True)
-    os.replace(new, out / "model")
+    model, tok = sc.load(a, str(new / "base"))
+    written = requests(model, tok, a, first(asked, ALLOWED, FORBIDDEN))
+    more = requests(model, tok, a, first(asked, *TAUGHT, skip=(ALLOWED, FORBIDDEN)))
+    training, rehearsed = problems(PROBLEMS, seed=0), problems(REHEARSED, seed=2)
+    learn(new / "base", written + training, a, new / "model")
+    learn(new / "model", more + rehearsed, a, new / "teacher")
+    for name in ("model", "teacher"):
+        shutil.rmtree(out / name, ignore_errors=True)
+        os.replace(new / name, out / name)
+    shutil.rmtree(new)
 
-    held_out = problems(HELD_OUT, seed=1, without={r["prompt"] for r in training})
+    held_out = problems(HELD_OUT, seed=1, without={r["prompt"] for r in training + rehearsed})
     sc.write_rows(out / "problems.jsonl", [{k: v for k, v in r.items() if k != "thought"} for r in held_out])
-    print(f"{out}: model, {len(instructions)} instructions, {len(held_out)} problems")
+    print(f"{out}: model, teacher, {len(instructions)} instructions, {len(held_out)} problems")
 
 if __name__ == "__main__":
     main()
