@@ -119,6 +119,11 @@ def parse_args(argv=None):
         die(f"--name {a.name}: expected a folder's name")
     if a.endpoint and not a.model:
         die("--endpoint needs --model: its name there, and the tokenizer that is read here")
+    if a.endpoint and (a.data or a.base or a.instructions and a.stage == "all"):
+        die("--endpoint: nothing is tuned there: stage decode, build or judge, without --data and --base")
+    for judge in set(a.judge) - {"refused", "rs-match", "moderation"}:
+        if not Path(judge).exists() and "/" not in judge:
+            die(f"--judge {judge}: is no judge, folder or hub id")
     for path in filter(None, (a.data, a.labels, a.instructions)):  # before anything slow
         read_rows(path)
     a.tiny, tag = not a.model, "tiny"
@@ -140,14 +145,19 @@ def parse_args(argv=None):
 
 def experiment(a):
     """the paper, in its order. What has left its result in the folder is not done again."""
-    if a.tiny:
+    if a.tiny and a.stage != "judge":
         prepared(DATA / "think/problems.jsonl")  # the last file of its prepare.py: the model is there, too
     asked = load_suites(a)
     labelled = read_rows(a.labels) if a.labels else []
-    res = open_run(a, asked + labelled)
+    for row in labelled:
+        if row.get("label") not in ("safe", "unsafe") or "response" not in row:
+            die(f"{row['at']}: expected 'prompt', 'response' and 'label', safe or unsafe (--labels)")
+    given = [read_rows(path) for path in (a.data, a.instructions) if path]
+    res = open_run(a, [asked, labelled, given])
     if a.stage == "judge":
         return compare_judges(labelled or die("judge needs --labels FILE"), a, res)
-    samples = read_rows(a.folder / "samples.jsonl", plain=True) if res else []
+    samples = read_rows(a.folder / "samples.jsonl", plain=True) if set(res) - {"judges"} else []
+    samples = [row for row in samples if row["stage"] in res]  # a kill may leave a stage without its numbers
     model, tok = load(a, a.model)
 
     def measure(stage, strategy="normal", K=1, who=None):
@@ -186,6 +196,8 @@ def experiment(a):
         rows = build(*writer, read_rows(a.instructions), a)
     if a.stage == "build":
         return report(res, a)
+    fit = {doc.at for doc in encode_rows(tok, rows, a.max_len)}
+    rows = [r for r in rows if r["at"] in fit]
     twin = [r | {"response": EMPTY + (evals.split_thought(r["response"])[1] or "")} for r in rows]
 
     # 5. tuning on safe thoughts, and on the same answers without them
@@ -193,7 +205,10 @@ def experiment(a):
         if stage not in res:
             model = None  # its memory, before it is read again
             model, tok = load(a, a.model)
-            tune(model, encode_rows(tok, chosen, a.max_len), a, a.folder / stage.replace(" ", "-"))
+            folder = a.folder / stage.replace(" ", "-")
+            tune(model, encode_rows(tok, chosen, a.max_len), a, folder)
+            if not a.rank:
+                tok.save_pretrained(folder / "model")
             measure(stage)
     draw(res, a.folder / "figure.png")
     report(res, a)
@@ -297,9 +312,12 @@ def load(a, name):
     else:
         model, tok = load_model(name, a.bits, a.device, DTYPES[a.dtype], a.max_new)
         add_lora(model, a.rank, 2 * a.rank, a.seed) if a.rank else model.requires_grad_(True)
+        a.max_len = min(a.max_len, getattr(model.config, "max_position_embeddings", a.max_len))
     tok.close = tok("</think>", add_special_tokens=False).input_ids
     if len(tok.close) > 1 and name != a.base:  # forced as text pieces a close would not be read as one
         die(f"--model {name}: does not think: </think> is no token of its tokenizer")
+    if not tok.decode(tok.close, skip_special_tokens=True) and name != a.base:
+        die(f"--model {name}: </think> is a special token of its tokenizer: no text would show it")
     return model, tok
 
 def decode(model, tok, prompts, strategy, a, K=1):
@@ -340,9 +358,9 @@ def decode(model, tok, prompts, strategy, a, K=1):
                 if not ended and not closed and spent < s["left"]:
                     return [drawn]
                 if not s["thinks"]:  # the answer, too, stops at </think>
-                    s["reason"] = "end" if ended or closed else "length"
+                    s["reason"] = "end" if spent < s["left"] else "length"
                     return []
-                s["left"] -= spent
+                s["left"] -= spent + (ended or closed)  # as servers count: the stop is a token
                 new = words[s["draw"].integers(2)]
                 s["rounds"] += 1
                 if s["left"] <= 0 or s["rounds"] > ROUNDS:
@@ -395,13 +413,14 @@ def decode_remote(tok, rendered, opened, strategy, a, K):
         end = "end token in the thought" if open_still else "end"
         return Reply(opened + thought + text, reason if reason == "length" else end, rounds)
 
+    complete(rendered[0], "", 1, a.seed)  # a server that cannot is named once, not by 32 threads
     jobs = [(i, k) for i in range(len(rendered)) for k in range(K)]
     with ThreadPoolExecutor(32) as pool:
         replies = list(pool.map(answer, jobs))
     return [replies[i:i + K] for i in range(0, len(replies), K)]
 
 # ---- judges: [(prompt, response)] -> [P(unsafe), None where nothing was judged] (section 4)
-def judged(name, pairs, a):
+def judged(name, pairs, a, part="whole"):
     if name in ("refused", "rs-match"):  # in the answer, in the model's own voice; a phrase anywhere
         refuses = evals.refused if name == "refused" else evals.refused_advbench29
         found = [refuses(text) for _, text in pairs]
@@ -412,7 +431,7 @@ def judged(name, pairs, a):
         found = by_adapter(name, pairs)
     else:
         found = by_guard(name, pairs, a)
-    if pairs and found.count(None) == len(pairs):
+    if part == "whole" and found.count(None) == len(pairs):
         die(f"--judge {name}: none of {len(pairs)} answers could be judged")
     return found
 
@@ -420,7 +439,10 @@ def by_moderation(pairs):
     """OpenAI's endpoint reads the response alone; P(unsafe) is the highest category's score."""
     import openai
 
-    client, out = openai.OpenAI(), []
+    try:
+        client, out = openai.OpenAI(), []
+    except openai.OpenAIError as e:
+        die(f"--judge moderation: {e}")
     for _, text in pairs:
         try:
             r = client.moderations.create(model="omni-moderation-2024-09-26", input=text)
@@ -479,7 +501,7 @@ def verdicts(asked, replies, strategy, tok, a):
         for part, text in (("thought", thought), ("answer", answer or "")):
             row[f"{part}_tokens"] = len(tok(text, add_special_tokens=False).input_ids)
         if r["label"] == "problem":
-            row["solved"] = bool(answer) and answer.rstrip(".").lower().endswith(r["answer"].lower())
+            row["solved"] = bool(re.search(rf"(?i)(?<!\w){re.escape(r['answer'])}\W*\Z", answer or ""))
         elif r["label"] == "allowed":
             row["refused"] = evals.refused(answer or "")
         elif answer is not None:  # a thought that never ends gets no verdict, it is counted apart
@@ -490,7 +512,7 @@ def verdicts(asked, replies, strategy, tok, a):
     for judge in a.judge:
         for part, texts in parts.items():
             if texts and (part == "whole" or judge == a.judge[0]):
-                p = judged(judge, [(rows[i]["prompt"], text) for i, text in texts.items()], a)
+                p = judged(judge, [(rows[i]["prompt"], text) for i, text in texts.items()], a, part)
                 for i, unsafe in zip(texts, p):
                     rows[i][f"{judge}/{part}"] = unsafe
     drop = {"prompt"} if a.keep_text or (a.tiny and not a.prompts) else {"prompt", "text"}
@@ -598,9 +620,6 @@ def load_state(folder, params, opt):
 # ---- numbers, the run's folder and figure
 def compare_judges(labelled, a, res):
     """each judge against people: accuracy, F1 of "unsafe", Pearson's r of P(unsafe) (section 4)."""
-    for row in labelled:
-        if row.get("label") not in ("safe", "unsafe") or "response" not in row:
-            die(f"{row['at']}: expected 'prompt', 'response' and 'label', safe or unsafe")
     for judge in a.judge:
         if judge not in res.setdefault("judges", {}):
             p = judged(judge, [(r["prompt"], r["response"]) for r in labelled], a)
@@ -611,7 +630,7 @@ def compare_judges(labelled, a, res):
 def open_run(a, items):
     """-> results so far. The same run goes on; another's folder is refused, and so is a second process."""
     free = ("stage", "out", "folder", "name", "overwrite", "labels", "judge")
-    run = {k: str(v) for k, v in vars(a).items() if k not in free[:4 if a.stage != "judge" else None]}
+    run = {k: str(v) for k, v in vars(a).items() if k not in free[:5 if a.stage != "judge" else None]}
     run["items"] = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
     config, results = a.folder / "config.json", a.folder / "results.json"
     a.folder.mkdir(parents=True, exist_ok=True)
@@ -641,22 +660,24 @@ def draw(res, path):
 
     fig = matplotlib.figure.Figure(figsize=(12, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2)
-    metrics = [m for m in res["normal"] if m.startswith(("Safe@1", "over-refusal")) or m == "problems"]
+    kept = ("Safe@1", "over-refusal", "problems")
+    metrics = list(dict.fromkeys(m for s in res if s != "judges" for m in res[s] if m.startswith(kept)))
     for k, metric in enumerate(metrics):
         for axis, stages in ((left, ["never thought", *STRATEGIES]), (right, TUNED)):
-            stages = [s for s in stages if s in res and (axis is right or metric.startswith("Safe"))]
+            stages = [s for s in stages if metric in res.get(s, ())]
+            stages = stages if axis is right or metric.startswith("Safe") else []
             found = [res[s] for s in stages]
-            x = np.array([f["thought tokens"]["value"] + f["answer tokens"]["value"] for f in found])
             y = 100 * np.array([f[metric]["value"] for f in found])
             ci = 100 * np.array([f[metric]["ci95"] for f in found]).reshape(-1, 2).T
             if axis is left:
                 label = metric if stages else None
+                x = [f["thought tokens"]["value"] + f["answer tokens"]["value"] for f in found]
                 left.errorbar(x, y, abs(ci - y), fmt="os^Dv<>ph"[k % 9], capsize=2, label=label)
                 for stage, *at in zip(stages, x, y):
                     left.annotate(stage, at, (5, 4), textcoords="offset points", fontsize=8)
             else:
                 width = 0.8 / len(metrics)
-                x = np.arange(len(stages)) + width * (k - (len(metrics) - 1) / 2)
+                x = np.array([TUNED.index(s) for s in stages]) + width * (k - (len(metrics) - 1) / 2)
                 bars = right.bar(x, y, 0.95 * width, yerr=abs(ci - y), capsize=2, label=metric)
                 right.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
     right.set_xticks(range(3), ["before", "tuned on\nsafe thoughts", "tuned on answers\nwithout thoughts"])

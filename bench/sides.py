@@ -1,5 +1,5 @@
 """
-What train_step.py and decode.py time: a folder's model, or random weights of a size, in lora_undo.py's
+What train_step.py and generate.py time: a folder's model, or random weights of a size, in lora_undo.py's
 engine and in its peers' libraries. lu is the module lora_undo, a the flags.
 """
 import argparse

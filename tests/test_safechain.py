@@ -389,8 +389,8 @@ def test_judged_first_then_tuned_on_given_rows_then_anew(inputs, tmp_path, capsy
     start("judge", *more)
     path, res = start(*more)
     assert set(res) == {"judges", "ZeroThink", *STAGES[-2:]} and (path / "figure.png").exists()
-    assert [[doc.at for doc in docs] for docs in seen] == [[f"{data}:{n}" for n in range(1, 5)]] * 2
-    assert loaded(inputs[1])[1].decode(seen[1][0].ids).endswith(f"{BOT}<think>\n\n</think>\n\n{REFUSAL}{EOS}")
+    assert [[doc.at for doc in docs] for docs in seen[-2:]] == [[f"{data}:{n}" for n in range(1, 5)]] * 2
+    assert loaded(inputs[1])[1].decode(seen[-1][0].ids).endswith(f"{BOT}<think>\n\n</think>\n\n{REFUSAL}{EOS}")
     write_rows(data, rows[:3])
     assert ends(start, *more) == 2 and "another run" in capsys.readouterr().err
     start("decode", *more, "--overwrite")
