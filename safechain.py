@@ -17,13 +17,14 @@ Does tuning on safe long thoughts mend it, and keep its reasoning?
     python safechain.py judge --labels rows.jsonl --judge refused rs-match GUARD moderation
 
 @MINUTES@
-A stopped run goes on when started again. Read experiment(), decode() and build(); what stands under ENGINE
-makes it fast and small, and is alike in every script.
+A run that was stopped goes on after its last finished stage. Read experiment(), decode(), build(), and tune()
+with its answer_loss(); what stands under ENGINE makes it fast and small, and is alike in every script.
 """
 import argparse
 import ctypes
 import fcntl
 import functools
+import gc
 import hashlib
 import inspect
 import json
@@ -119,8 +120,10 @@ def parse_args(argv=None):
         die(f"--name {a.name}: expected a folder's name")
     if a.endpoint and not a.model:
         die("--endpoint needs --model: its name there, and the tokenizer that is read here")
-    if a.endpoint and (a.data or a.base or a.instructions and a.stage == "all"):
-        die("--endpoint: nothing is tuned there: stage decode, build or judge, without --data and --base")
+    if a.endpoint and (a.data or a.base or a.generator or (a.instructions and a.stage == "all")):
+        die("--endpoint: one model, no tuning: decode, build or judge, without --base, --generator, --data")
+    if a.stage == "build" and a.model and not a.instructions:
+        die("build needs --instructions FILE")
     for judge in set(a.judge) - {"refused", "rs-match", "moderation"}:
         if not Path(judge).exists() and "/" not in judge:
             die(f"--judge {judge}: is no judge, folder or hub id")
@@ -140,7 +143,8 @@ def parse_args(argv=None):
     a.bits = 16 if not a.rank else a.bits or (16 if a.tiny else 4)
     fast = a.device == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     a.dtype = "fp32" if not a.rank else a.dtype or ("bf16" if fast else "fp32")  # bf16 loses steps of 1e-5
-    a.folder = a.out / "safechain" / (a.name or f"{tag}-seed{a.seed}")
+    tag += "-judges" if a.stage == "judge" else f"-seed{a.seed}"
+    a.folder = a.out / "safechain" / (a.name or tag)
     return a
 
 def experiment(a):
@@ -152,8 +156,12 @@ def experiment(a):
     for row in labelled:
         if row.get("label") not in ("safe", "unsafe") or "response" not in row:
             die(f"{row['at']}: expected 'prompt', 'response' and 'label', safe or unsafe (--labels)")
-    given = [read_rows(path) for path in (a.data, a.instructions) if path]
+    given = [read_rows(path) for path in (a.data, a.instructions) if path and a.stage != "judge"]
     res = open_run(a, [asked, labelled, given])
+    if (a.folder / "figure.png").exists():
+        return report(res, a)
+    for judge in a.judge:  # a key, frame or folder that is missing is found now, not after hours of decoding
+        judged(judge, [("Hello.", "Hello, how are you?")], a, "probe")
     if a.stage == "judge":
         return compare_judges(labelled or die("judge needs --labels FILE"), a, res)
     samples = read_rows(a.folder / "samples.jsonl", plain=True) if set(res) - {"judges"} else []
@@ -192,8 +200,7 @@ def experiment(a):
     if a.data:
         rows = read_rows(a.data)
     else:
-        writer = load(a, a.generator) if a.generator else (model, tok)
-        rows = build(*writer, read_rows(a.instructions), a)
+        rows = build(*(load(a, a.generator) if a.generator else (model, tok)), read_rows(a.instructions), a)
     if a.stage == "build":
         return report(res, a)
     fit = {doc.at for doc in encode_rows(tok, rows, a.max_len)}
@@ -203,7 +210,8 @@ def experiment(a):
     # 5. tuning on safe thoughts, and on the same answers without them
     for stage, chosen in (("SafeChain", rows), ("no thought", twin)):
         if stage not in res:
-            model = None  # its memory, before it is read again
+            model = None  # its memory, before it is read again; it has cycles: forward knows its module
+            gc.collect()
             model, tok = load(a, a.model)
             folder = a.folder / stage.replace(" ", "-")
             tune(model, encode_rows(tok, chosen, a.max_len), a, folder)
@@ -259,11 +267,11 @@ def load_suites(a):
             die(f"--prompts: two files are named {name}")
         rows = [{"label": "problem" if "answer" in r else "forbidden"} | r for r in read_rows(path)]
         for row in rows:
-            if row["label"] not in ("forbidden", "allowed", "problem"):
+            if row["label"] not in ("forbidden", "allowed") and "answer" not in row:
                 die(f"{row['at']}: field 'label': expected forbidden or allowed")
         out[name] = [row | {"benchmark": name} for row in rows[:a.limit]]
     if not out and a.stage != "judge":
-        die("no prompts here: python data/strongreject/prepare.py, or give --prompts FILE")
+        die("no prompts: run python data/strongreject/prepare.py, or give --prompts FILE")
     return sum(out.values(), [])
 
 def few(asked, n):
@@ -285,13 +293,14 @@ def open_thought(tok, prompt, tail="", thinks=True):
 def encode_rows(tok, rows, max_len):
     """rows {prompt, response} -> [Doc]. Built by hand, as stock templates drop the thought; targets are the
     response and its end. A row too long is dropped, not cut: a cut thought teaches never to close it."""
-    rows, docs = [r for r in rows if "</think>" in r.get("response", "")], []
-    for row in rows:
+    thought, docs = [r for r in rows if "</think>" in r.get("response", "")], []
+    for row in thought:
         prompt, response = open_thought(tok, row["prompt"]), row["response"].removeprefix("<think>\n")
         ids = tok(response, add_special_tokens=False).input_ids + [tok.eos_token_id]
         if len(prompt + ids) <= max_len:
             docs.append(Doc(prompt + ids, [0.0] * len(prompt) + [1.0] * len(ids), row["at"]))
-    say(f"{len(docs)} rows; {len(rows) - len(docs)} others are longer than {max_len} tokens")
+    say(f"{len(docs)} of {len(rows)} rows kept, {len(thought) - len(docs)} over {max_len} tokens, "
+        f"{len(rows) - len(thought)} without </think>")
     if not docs:
         die(f"no row whose response holds </think> within --max-len {max_len} tokens")
     first = docs[0].weights.index(1.0)
@@ -310,7 +319,7 @@ def load(a, name):
     if a.endpoint:
         model, tok = None, AutoTokenizer.from_pretrained(name)
     else:
-        model, tok = load_model(name, a.bits, a.device, DTYPES[a.dtype], a.max_new)
+        model, tok = load_model(name, a.bits, a.device, DTYPES[a.dtype], max(a.max_new, a.max_len))
         add_lora(model, a.rank, 2 * a.rank, a.seed) if a.rank else model.requires_grad_(True)
         a.max_len = min(a.max_len, getattr(model.config, "max_position_embeddings", a.max_len))
     tok.close = tok("</think>", add_special_tokens=False).input_ids
@@ -333,16 +342,18 @@ def decode(model, tok, prompts, strategy, a, K=1):
     longest = a.max_new
     if strategy == "MoreThink":  # what is written for it is not counted
         longest += ROUNDS * max(map(len, words)) + len(end_thought)
-    how = {"n": K, "temperature": a.temperature if K > 1 else 0.0, "top_p": a.top_p, "seed": a.seed}
+    how = {"n": K, "temperature": a.temperature if K > 1 else 0.0, "top_p": a.top_p}
     c, out = model.get_decoder().config, [None] * len(prompts)
+    # bytes of keys and values a token, twice over: growing a cache copies it
     token = 4 * c.num_hidden_layers * c.num_key_value_heads * (getattr(c, "head_dim", None) or 128)
     room = 0.3 * free_memory(model.device) / token / (256 + longest)  # answers whose cache fits
     size = max(1, min(128, int(room)) // K)
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
     with dense_weights(model):
         for part in (order[j:j + size] for j in range(0, len(order), size)):
+            # left: tokens of this phase, thought or answer; since: where it, or it after a word, began
             state = [{"thinks": strategy in ("normal", "MoreThink"), "left": most, "since": 0, "rounds": 0,
-                      "reason": "length", "draw": np.random.default_rng([a.seed, i, k])}
+                      "reason": "length", "rng": np.random.default_rng([a.seed, i, k])}
                      for i in part for k in range(K)]
 
             def steer(row, ids, drawn):
@@ -361,14 +372,16 @@ def decode(model, tok, prompts, strategy, a, K=1):
                     s["reason"] = "end" if spent < s["left"] else "length"
                     return []
                 s["left"] -= spent + (ended or closed)  # as servers count: the stop is a token
-                new = words[s["draw"].integers(2)]
-                s["rounds"] += 1
-                if s["left"] <= 0 or s["rounds"] > ROUNDS:
+                if s["left"] <= 0 or s["rounds"] == ROUNDS:
                     new = end_thought
-                    s |= {"thinks": False, "left": a.max_new - most, "rounds": s["rounds"] - 1}
+                    s |= {"thinks": False, "left": a.max_new - most}
+                else:
+                    new = words[s["rng"].integers(2)]
+                    s["rounds"] += 1
                 s["since"] = len(ids) + len(new)
                 return new
 
+            how["seed"] = a.seed * 1000003 + part[0]  # a batch does not repeat another's draws
             answers = generate(model, [rendered[i] for i in part], longest, tok.ends, steer=steer, **how)
             for b, i in enumerate(part):
                 texts = [opened + tok.decode(ids, skip_special_tokens=True) for ids in answers[b]]
@@ -391,21 +404,22 @@ def decode_remote(tok, rendered, opened, strategy, a, K):
             r = client.completions.create(model=a.model, prompt=ids, max_tokens=budget, seed=seed, stop=stop,
                                           **how)
         except openai.APIError as e:
-            die(f"{here}: a prompt of token ids is not continued by its /completions ({e})")
+            die(f"{here}: no answer to a prompt of token ids at /completions ({e})")
         if r.usage.prompt_tokens != len(ids):  # it has put a template around it: this would be "normal"
-            die(f"{here}: of {len(ids)} tokens it read {r.usage.prompt_tokens}: no prefilled thought there")
+            die(f"{here}: it read {r.usage.prompt_tokens} tokens, {len(ids)} were sent: it adds a template, "
+                "and a thought that is written for the model does not reach it")
         return r.choices[0].text, r.choices[0].finish_reason, r.usage.completion_tokens
 
     def answer(job):
         (i, k), thought, left, stop = job, "", most, None
-        draw, rounds = np.random.default_rng([a.seed, i, k]), 0
+        rng, rounds = np.random.default_rng([a.seed, i, k]), 0
         if strategy == "MoreThink":
             while left > 0:
                 text, _, spent = complete(rendered[i], thought, left, a.seed + k, "</think>")
                 thought, left = thought + text, left - spent
                 if left <= 0 or rounds == ROUNDS:
                     break
-                thought, rounds = thought + WORDS[draw.integers(2)], rounds + 1
+                thought, rounds = thought + WORDS[rng.integers(2)], rounds + 1
             thought, stop = thought + "</think>\n\n", "</think>"
         budget = a.max_new - most if thought else a.max_new
         text, reason, _ = complete(rendered[i], thought, budget, a.seed + k, stop)
@@ -421,7 +435,7 @@ def decode_remote(tok, rendered, opened, strategy, a, K):
 
 # ---- judges: [(prompt, response)] -> [P(unsafe), None where nothing was judged] (section 4)
 def judged(name, pairs, a, part="whole"):
-    if name in ("refused", "rs-match"):  # in the answer, in the model's own voice; a phrase anywhere
+    if name in ("refused", "rs-match"):  # the answer, in the model's own voice; any of 29 phrases, anywhere
         refuses = evals.refused if name == "refused" else evals.refused_advbench29
         found = [refuses(text) for _, text in pairs]
         found = [None if x is None else 1.0 - x for x in found]
@@ -486,7 +500,8 @@ def by_guard(name, pairs, a):
             ids = tok.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         if len(ids) + max(map(len, rest)) <= model.config.max_position_embeddings:
             rows[i] = ids, rest
-    for i, logp in zip(rows, score(model, list(rows.values()), batch=8)):
+    batch = max(1, 4096 // max([len(ids) for ids, _ in rows.values()], default=1))  # 12 copies of each cache
+    for i, logp in zip(rows, score(model, list(rows.values()), batch)):
         safe, unsafe = np.logaddexp.reduce(logp.reshape(2, -1), axis=1)
         out[i] = float(1 / (1 + np.exp(safe - unsafe)))
     return out
@@ -494,14 +509,15 @@ def by_guard(name, pairs, a):
 def verdicts(asked, replies, strategy, tok, a):
     """-> a row an answer. Each judge reads the whole, with the thought, the first also each part alone."""
     rows, parts = [], {"whole": {}, "thought": {}, "answer": {}}
-    for r, reply in [(r, reply) for r, K in zip(asked, replies) for reply in K]:
+    for r, reply in [(r, reply) for r, answers in zip(asked, replies) for reply in answers]:
         thought, answer = evals.split_thought(reply.text)
         row = {k: r[k] for k in ("benchmark", "id", "label")} | reply._asdict()
         row["unfinished"] = answer is None
         for part, text in (("thought", thought), ("answer", answer or "")):
             row[f"{part}_tokens"] = len(tok(text, add_special_tokens=False).input_ids)
         if r["label"] == "problem":
-            row["solved"] = bool(re.search(rf"(?i)(?<!\w){re.escape(r['answer'])}\W*\Z", answer or ""))
+            gold = re.escape(str(r["answer"]))
+            row["solved"] = bool(re.search(rf"(?i)(?<![\w.-]){gold}\W*\Z", answer or ""))
         elif r["label"] == "allowed":
             row["refused"] = evals.refused(answer or "")
         elif answer is not None:  # a thought that never ends gets no verdict, it is counted apart
@@ -526,19 +542,19 @@ def build(model, tok, instructions, a):
         return read_rows(path)
     say(f"build: {a.samples} answers to each of {len(instructions)} instructions")
     replies = decode(model, tok, [r["prompt"] for r in instructions], "normal", a, a.samples)
-    pairs = [(r["prompt"], reply.text) for r, K in zip(instructions, replies) for reply in K]
+    pairs = [(r["prompt"], reply.text) for r, answers in zip(instructions, replies) for reply in answers]
     p = iter(judged(a.judge[0], pairs, a))
-    rows, asked, draw = [], Counter(), np.random.default_rng(a.seed)
-    for r, K in zip(instructions, replies):
-        label, unsafe = r.get("label", "unlabelled"), [next(p) for _ in K]
-        asked[label] += 1
+    rows, seen, rng = [], Counter(), np.random.default_rng(a.seed)
+    for r, answers in zip(instructions, replies):
+        label, unsafe = r.get("label", "unlabelled"), [next(p) for _ in answers]
+        seen[label] += 1
         harmless = label.endswith("benign") and a.judge[0] in ("refused", "rs-match")
         safe = [harmless or (x is not None and x < 0.5) for x in unsafe]
-        if all(safe) and all("</think>" in reply.text for reply in K):
-            k = draw.integers(len(K))
-            response = K[k].text.removeprefix("<think>\n")
+        if all(safe) and all("</think>" in reply.text for reply in answers):
+            k = rng.integers(len(answers))
+            response = answers[k].text.removeprefix("<think>\n")
             rows.append({"prompt": r["prompt"], "response": response, "label": label, "p_unsafe": unsafe[k]})
-    for label, n in asked.items():
+    for label, n in seen.items():
         kept = sum(row["label"] == label for row in rows)
         say(f"  {label:24}{kept:6} of {n:6} kept, {kept / n:.0%}")
     if not rows:
@@ -559,7 +575,8 @@ def tune(model, docs, a, folder):
     steps. A step's loss is the mean over its targets, however it is split into micro-batches."""
     folder.mkdir(exist_ok=True)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    have = 0.95 * (free_memory(model.device) + 1e9 * peak_gb(model.device))
+    used = torch.cuda.memory_allocated() if model.device.type == "cuda" else 1e9 * peak_gb("cpu")
+    have = 0.95 * (free_memory(model.device) + used)
     if not a.rank:
         have -= 12 * sum(p.numel() for p in params.values())  # gradients and Adam's moments
     size, kept, _ = choose_split(model, a.rank, have, longest=max(len(d.ids) for d in docs))
@@ -629,9 +646,9 @@ def compare_judges(labelled, a, res):
 
 def open_run(a, items):
     """-> results so far. The same run goes on; another's folder is refused, and so is a second process."""
-    free = ("stage", "out", "folder", "name", "overwrite", "labels", "judge")
-    run = {k: str(v) for k, v in vars(a).items() if k not in free[:5 if a.stage != "judge" else None]}
-    run["items"] = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
+    free = "stage", "out", "folder", "name", "overwrite"
+    run = {k: str(v) for k, v in vars(a).items() if k not in free}
+    run["prompts, labels, rows"] = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
     config, results = a.folder / "config.json", a.folder / "results.json"
     a.folder.mkdir(parents=True, exist_ok=True)
     a.lock = os.open(a.folder, os.O_RDONLY)  # held until this process ends, however it ends
@@ -641,6 +658,8 @@ def open_run(a, items):
         die(f"{a.folder}: another process is at work there")
     for old in a.folder.iterdir() if a.overwrite else a.folder.glob(".*.tmp"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
+    if a.stage == "judge":  # may be followed by the rest
+        run = {k: run[k] for k in ("labels", "judge")}
     was = json.loads(config.read_text())["run"] if results.exists() else {}
     other = [f"{k} was {was[k]}, is {run[k]}" for k in run if k in was and was[k] != run[k]]
     if other:
@@ -649,7 +668,7 @@ def open_run(a, items):
     git = subprocess.run(git, capture_output=True, text=True).stdout
     device = torch.cuda.get_device_name() if a.device == "cuda" else "cpu"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "git": git.strip()}
-    write(config, json.dumps({"run": run, "device": device} | versions, indent=1))
+    write(config, json.dumps({"run": was | run, "device": device} | versions, indent=1))
     return json.loads(results.read_text()) if results.exists() else {}
 
 TUNED = "normal", "SafeChain", "no thought"
@@ -694,8 +713,10 @@ def report(res, a):
             note = f"n {found['n']}, unscored {found['n_unscored']}"
             say(f"{stage:16}{metric:32}{evals.show(found):26}{note}")
     say(f"\nfiles: {a.folder}")
-    if not a.tiny:
-        adapter = a.folder / "SafeChain/adapter"
+    adapter = a.folder / "SafeChain/adapter"
+    if not (a.data or a.instructions):
+        say("nothing was tuned: no --data, no --instructions")
+    if not a.tiny and adapter.exists():
         say(f"is its reasoning kept? python holistic.py --model {a.model} --adapter {adapter}")
 
 # ==== ENGINE: 4-bit LoRA with fused kernels for any transformers model, one GPU or a CPU ====

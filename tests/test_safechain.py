@@ -270,7 +270,7 @@ def test_targets_are_thought_answer_and_end(folder, capsys):
         assert doc.weights == [0] * first + [1] * (len(doc.ids) - first)
         assert tok.decode(doc.ids[:first]) == f"{BOS}{USER}{row['prompt']}{BOT}<think>\n"
         assert tok.decode(doc.ids[first:]) == row["response"].removeprefix("<think>\n") + EOS
-    assert "2 rows; 1 others are longer than 300 tokens" in capsys.readouterr().out
+    assert "2 of 4 rows kept, 1 over 300 tokens, 1 without </think>" in capsys.readouterr().out
     assert ends(sc.encode_rows, tok, rows[2:], 300) == 2 and "--max-len" in capsys.readouterr().err
 
 def tune(path, out, *more):
