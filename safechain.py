@@ -16,7 +16,7 @@ Does tuning on safe long thoughts mend it, and keep its reasoning?
     python safechain.py decode --endpoint http://localhost:8000/v1 --model NAME --prompts prompts.jsonl
     python safechain.py judge --labels rows.jsonl --judge refused rs-match GUARD moderation
 
-@MINUTES@
+The miniature: 7 minutes on two cores of a Zen 4 EPYC, after 3 for its model, once. Not timed on a GPU.
 A run that was stopped goes on after its last finished stage. Read experiment(), decode(), build(), and tune()
 with its answer_loss(); what stands under ENGINE makes it fast and small, and is alike in every script.
 """
@@ -679,31 +679,30 @@ def draw(res, path):
 
     fig = matplotlib.figure.Figure(figsize=(12, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2)
-    kept = ("Safe@1", "over-refusal", "problems")
+    kept = "Safe@1", "over-refusal", "problems"
     metrics = list(dict.fromkeys(m for s in res if s != "judges" for m in res[s] if m.startswith(kept)))
+    suites = [m for m in metrics if m.startswith("Safe@1")]
+    for j, stage in enumerate(s for s in ("never thought", *STRATEGIES) if s in res):
+        for marker, metric in zip("os^Dv<>", [m for m in suites if m in res[stage]]):
+            x = res[stage]["thought tokens"]["value"] + res[stage]["answer tokens"]["value"]
+            y, ci = 100 * res[stage][metric]["value"], 100 * np.array(res[stage][metric]["ci95"])
+            label = stage if metric == suites[0] else None
+            x += suites.index(metric)  # else their intervals hide each other
+            left.errorbar(x, y, abs(ci - y)[:, None], fmt=marker, color=f"C{j}", capsize=2, label=label)
     for k, metric in enumerate(metrics):
-        for axis, stages in ((left, ["never thought", *STRATEGIES]), (right, TUNED)):
-            stages = [s for s in stages if metric in res.get(s, ())]
-            stages = stages if axis is right or metric.startswith("Safe") else []
-            found = [res[s] for s in stages]
-            y = 100 * np.array([f[metric]["value"] for f in found])
-            ci = 100 * np.array([f[metric]["ci95"] for f in found]).reshape(-1, 2).T
-            if axis is left:
-                label = metric if stages else None
-                x = [f["thought tokens"]["value"] + f["answer tokens"]["value"] for f in found]
-                left.errorbar(x, y, abs(ci - y), fmt="os^Dv<>ph"[k % 9], capsize=2, label=label)
-                for stage, *at in zip(stages, x, y):
-                    left.annotate(stage, at, (5, 4), textcoords="offset points", fontsize=8)
-            else:
-                width = 0.8 / len(metrics)
-                x = np.array([TUNED.index(s) for s in stages]) + width * (k - (len(metrics) - 1) / 2)
-                bars = right.bar(x, y, 0.95 * width, yerr=abs(ci - y), capsize=2, label=metric)
-                right.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
+        stages = [s for s in TUNED if metric in res.get(s, ())]
+        y = 100 * np.array([res[s][metric]["value"] for s in stages])
+        ci = 100 * np.array([res[s][metric]["ci95"] for s in stages]).reshape(-1, 2).T
+        width = 0.8 / len(metrics)
+        x = np.array([TUNED.index(s) for s in stages]) + width * (k - (len(metrics) - 1) / 2)
+        bars = right.bar(x, y, 0.95 * width, yerr=abs(ci - y), capsize=2, label=metric)
+        right.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
     right.set_xticks(range(3), ["before", "tuned on\nsafe thoughts", "tuned on answers\nwithout thoughts"])
     right.set(title="two tunings", ylabel="% (95 % interval)", ylim=(0, 130))
-    left.set(title="what a strategy costs", xlabel="tokens, thought and answer", ylim=(0, 105),
-             ylabel="safe answers, % (95 % interval)")
-    left.legend(frameon=False, fontsize=8)
+    names = ", ".join(m.partition("/")[2] for m in suites)
+    left.set(title=f"what a strategy costs ({names}, left to right)", xlabel="tokens, thought and answer",
+             ylabel="safe answers, % (95 % interval)", ylim=(0, 105))
+    left.legend(frameon=False, fontsize=8, loc="lower left")
     right.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     write(path, partial(fig.savefig, format="png", dpi=130))
 
