@@ -348,7 +348,7 @@ def mean(values, direction, n_boot=2000):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Models that think (SafeChain, arXiv 2502.12025, section 4)
+# Models that think (SafeChain, arXiv 2502.12025)
 
 
 def split_thought(text):
