@@ -29,7 +29,7 @@ from lora_undo import die, say, write
 
 # ---- merging: a worker reads a block of rows of every input, merges it in fp32, casts once and writes it to its
 # place in the output, which the shapes tell. While one reads or writes another computes; no block waits
-BLOCK = 2**18  # elements: in fp32 a block stays in a core's second cache from read to write
+BLOCK = 2**17  # elements: in fp32 a block stays in a core's second cache from read to write
 SHARD = 5e9  # bytes of an output file
 SAMPLE = 2**16  # elements that bracket a quantile
 SUMS = ["linear", "slerp", "nuslerp", "model_stock"]  # of whole tensors; the other methods: of W_i - W_0
@@ -39,7 +39,7 @@ DEFAULTS = {"weight": 1.0, "density": 1.0, "epsilon": 0.15, "gamma": 0.01}  # ma
 CODES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
          "BOOL": torch.bool}
-OUT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 PARTS = {  # names on disk (new, legacy, raw internvl_chat, Qwen2-VL, plain LLM); the first that fits counts
     r"(model\.)?(vision_tower|visual|vision_model)\.(vision_model\.)?": "vision.",
     r"(model\.)?((multi_modal_projector|mlp1)\.|(?=image_newline))": "projector.",
@@ -205,11 +205,11 @@ def delta(job, i, r0, r1):
 
 def at_least(job, i, k):
     """-> function that keeps the k largest abs(d_i), and their equals. A sample of rows brackets the k-th, a
-    pass counts what is above the bracket and keeps what is inside: 1.5 ns an element, a sort takes 80."""
-    R, C, lo, hi, above = height(job.out), job.out.shape[-1], 0.0, math.inf, 0
+    pass counts what is above the bracket and keeps what is inside: 3 ns an element, a sort takes 80."""
+    R, C, above = height(job.out), job.out.shape[-1], 0
     rows = np.unique(np.linspace(0, R - 1, max(1, min(R, SAMPLE // C))).astype(int))
     inside = sample = np.sort(np.concatenate([delta(job, i, r, r + 1).abs_().numpy()[0] for r in rows]))
-    for width in (0.01, 0.1, 1) if len(rows) < R else ():
+    for width in (0.01, 0.1, 2) if len(rows) < R else ():
         low, high = (int((1 - k / (R * C) + side) * len(sample)) for side in (-width, width))
         lo, hi = sample[low] if low > 0 else 0, sample[high] if high < len(sample) else math.inf
         above, inside = 0, []
@@ -220,60 +220,62 @@ def at_least(job, i, k):
         inside = np.concatenate(inside)
         if above < k <= above + len(inside):
             break
-    j = len(inside) + above - k
-    kth = np.partition(inside, j)[j] if k else np.float32(math.inf)
+    kth = np.partition(inside, len(inside) + above - k)[len(inside) + above - k] if k else np.float32(math.inf)
     return partial(torch.nn.functional.hardshrink, lambd=float(np.nextafter(kth, np.float32(0))))
 
 def drawn(method, p, i, seeds):
-    """-> function that keeps entries at random, the same ones in every pass over the blocks"""
+    """-> function from blocks of d_i, in their order, to what is kept of them, 1 or 0"""
     gen = np.random.SFC64([*seeds, i])
 
     def mask(d):
-        keep = torch.tensor(p["density"][i])
+        keep = p["density"][i]
         if method.startswith("della"):  # by the rank in a row
-            rank = d.abs().argsort(-1).argsort(-1)
-            keep = keep + p["epsilon"][i] * (2 * rank / max(1, d.shape[-1] - 1) - 1)
-        words = torch.from_numpy(gen.random_raw(-(-d.numel() // 4)).view(np.int16))[:d.numel()].view(d.shape)
-        limit = (keep * 2**16).round() - 2**15  # all are integers: 1 where word < limit, and 0
-        return d.mul_(words.float().neg_().add_(limit).clamp_(0, 1))  # half the time of a comparison
+            ranks = d.abs().argsort(-1).argsort(-1).numpy()
+            keep = keep + p["epsilon"][i] * (2 * ranks / max(1, d.shape[-1] - 1) - 1)
+        words = gen.random_raw(-(-d.numel() // 4)).view(np.uint16)[:d.numel()].reshape(d.shape)
+        return torch.from_numpy((words < np.uint16(np.round(keep * 2**16))).view(np.int8)).float()
     return mask
 
 def sparse(job, method, i, seed):
-    """-> function that makes blocks of d_i sparse, called in their order"""
-    p, n, seeds = job.p, math.prod(job.out.shape), (seed, zlib.crc32(job.key.encode()))
+    """-> function that makes blocks of d_i sparse, in their order, and multiplies them by w_i"""
+    p, c, n, seeds = job.p, job.p["weight"][i], math.prod(job.out.shape), (seed, zlib.crc32(job.key.encode()))
+    if method == "task_arithmetic" or p["density"][i] >= 1:
+        return lambda d: d.mul_(c)
     k, before, after = int(p["density"][i] * n), 0.0, 0.0
-    if p["density"][i] >= 1 or method == "task_arithmetic":
-        return torch.Tensor.contiguous
     if method == "ties":
-        return at_least(job, i, k)
+        most = at_least(job, i, k)
+        return lambda d: most(d).mul_(c)
     if method.startswith("breadcrumbs"):
         top = min(int(p["gamma"][i] * n), n - k)
         most, largest = at_least(job, i, top + k), at_least(job, i, top)
-        return lambda d: most(d).sub_(largest(d))
-    mask = drawn(method, p, i, seeds)
+        return lambda d: most(d).sub_(largest(d)).mul_(c)
+    mask, again = drawn(method, p, i, seeds), drawn(method, p, i, seeds)
     for r0, r1 in blocks(job.out):
-        d = delta(job, i, r0, r1)
-        before += d.abs().sum().item()
-        after += mask(d).abs_().sum().item()
-    mask, scale = drawn(method, p, i, seeds), before / after if after else 1.0
-    return lambda d: mask(d).mul_(scale)
+        d = delta(job, i, r0, r1).abs_()
+        before += d.sum().item()
+        after += torch.dot(d.flatten(), mask(d).flatten()).item()
+    return lambda d: d.mul_(again(d)).mul_(c * before / after if after else c)
 
 def vectors(job, method, seed):
     """W_0 + lambda sum of the sparse w_i d_i"""
     w, p = job.p["weight"], job.p
     thin = [sparse(job, method, i, seed) for i in range(len(w))]
     for r0, r1 in blocks(job.out):
-        w0 = read(job.base, r0, r1)
-        v = [f(read(e, r0, r1).sub_(w0)).mul_(c) for e, f, c in zip(job.sources, thin, w)]
-        acc, share = sum(v[1:], v[0]), torch.tensor(sum(w))
-        if method in ELECT:
-            sign = torch.copysign(torch.ones_like(acc), acc + 0.0)  # -0 + 0 = 0, which counts as +
-            kept = [x.mul_(sign).relu_() for x in v]
-            acc = sum(kept[1:], kept[0]) * sign
-            if p["normalize"]:  # by the weights of the entries that were kept
-                share = sum(x.sign_().mul_(c) for x, c in zip(kept, w))
+        w0, share = read(job.base, r0, r1), torch.tensor(sum(w))
+        v = [f(read(e, r0, r1).sub_(w0)) for e, f in zip(job.sources, thin)]
+        acc = v[0].clone() if method in ELECT else v[0]
+        for x in v[1:]:
+            acc.add_(x)
+        if method in ELECT:  # entries whose sign is that of the sum stay
+            sign = torch.copysign(torch.ones(()), acc)
+            acc.zero_()
+            for x in v:
+                acc.add_(x.mul_(sign).relu_())
+            acc.mul_(sign)
+            if p["normalize"]:  # by the weights of those
+                share = sum(x.sign_().mul_(c) for x, c in zip(v, w))
         if p["normalize"]:
-            acc = acc.div_(share.masked_fill(share.abs() < 1e-8, 1))
+            acc.div_(share.masked_fill(share.abs() < 1e-8, 1))
         put(job, r0, acc.mul_(p["lam"]).add_(w0))
 
 def run(job, method, seed):
@@ -284,7 +286,7 @@ def run(job, method, seed):
             put(whole, r0, (raw if exact else read)(job.own, r0, r1))
     if job.p:
         sums(job, method) if method in SUMS else vectors(job, method, seed)
-    return job
+    return job.name
 
 # parameters: 0.4; "0:0.2,16:0.6" over layers; "mlp=0.5,0.3" by part; mergekit's gradients and filters
 def schedule(text, layers):
@@ -310,7 +312,7 @@ def parameters(o, key, name, layers):
     """of one tensor. Embeddings count as the first layer, the last norm and the head as the last."""
     found = re.match(r"body\.layers\.(\d+)\.", key)
     depth = int(found[1]) / max(1, layers - 1) if found else float("embed" not in key)
-    p = {k: [value(spec, name, depth) for spec in o[k]] for k in DEFAULTS}
+    p = {k: [value(spec, name, depth) for spec in o[k]] for k in o["used"]}
     if o["t"] is not None:
         t = value(o["t"], name, depth)
         p["weight"] = [1 - t, t]
@@ -347,7 +349,7 @@ def shared_rows(models, first, embed, shared):
     if same and len({f.exists() and f.read_bytes() for f in files}) == 1:
         return None
     vocabs = [vocabulary(m) for m in models]
-    if same and all(v == vocabs[0] for v in vocabs):
+    if same and all(v in ({}, vocabs[0]) for v in vocabs):  # {}: no tokenizer there
         return None
     tokens = [t for t in vocabs[0] if all(v.get(t, n) < n for v, n in zip(vocabs, sizes))]
     say(f"vocabularies differ: {len(tokens)} of {max(sizes)} tokens are in all. Embeddings and head "
@@ -448,32 +450,37 @@ def finish(tmp, first, dtype, untied, recipe):
         os.close(fd)
 
 def merge(inputs, out, method="linear", t=0.5, base=None, weight=1.0, density=1.0, epsilon=0.15, gamma=0.01,
-          lam=1.0, normalize=None, seed=0, dtype=None, vision=False, vocab="first", dry_run=False):
+          lam=1.0, normalize=None, seed=0, dtype=None, vision=False, vocab="first", checksums=True, dry_run=False):
     """t: the share of the second of two models (linear, slerp, nuslerp); else the weight of each, or a list."""
-    o, out, start = locals(), Path(out), time.time()
-    models, base, n = [open_model(m) for m in inputs], base and open_model(base), len(inputs)
+    o, out, start, n = locals(), Path(out), time.time(), len(inputs)
     pair = method in ("linear", "slerp", "nuslerp")
     if method in ("slerp", "nuslerp") and n != 2 or not pair and not base or method == "model_stock" and n < 2:
         die(f"{method}: needs {'two models' if pair else 'task vectors: --base'}")
     if out.exists():
         die(f"{out} exists")
-    if n == 1 or not pair or isinstance(t, list) and not isinstance(t[0], dict):
-        o |= {"t": None, "weight": weight if t is None or n == 1 and pair else t}
-    for k in DEFAULTS:  # one for each model
+    models, base = [open_model(m) for m in inputs], base and open_model(base)
+    everyone, layers = models + [base] * bool(base), models[0].text["num_hidden_layers"]
+    if t is not None and (n == 1 or not pair or isinstance(t, list) and not isinstance(t[0], dict)):
+        o |= {"t": None, "weight": 1.0 if n == 1 and pair else t}
+    if o["t"] is not None and n != 2:
+        die(f"--t {t}: expected a weight for each of {n} models")
+    o["used"] = [k for k in DEFAULTS if k == "weight" or k == "density" and method not in SUMS
+                 or k == "epsilon" and "della" in method or k == "gamma" and "breadcrumbs" in method]
+    for k in DEFAULTS:
         specs = o[k] if isinstance(o[k], list) and not isinstance(o[k][0], dict) else [o[k]] * n
-        if len(specs) != n or k == "weight" and o["t"] is not None and n != 2:
-            die(f"{k}, {len(specs)} values: expected one for each of {n} models")
-        o[k] = [schedule(spec, models[0].text["num_hidden_layers"]) for spec in specs]
-    o |= {k: schedule(o[k], models[0].text["num_hidden_layers"]) for k in ("t", "lam")}
-    o["normalize"] = method in ("linear", "ties", "della", "della_linear") if normalize is None else normalize
+        o[k] = [schedule(x, layers) for x in specs] if len(specs) == n else die(f"{k}: expected {n} values")
+    o |= {k: schedule(o[k], layers) for k in ("t", "lam")}
+    if normalize is None:
+        o["normalize"] = method in ("linear", "ties", "della", "della_linear")
     first, jobs = plan(models, base, o)
-    cast, groups, tensors = getattr(torch, OUT_DTYPES.get(dtype, dtype)) if dtype else None, {}, {}
+
+    cast, groups, tensors, moved = dtype and getattr(torch, SHORT.get(dtype, dtype)), {}, {}, {}
     for j in sorted(jobs, key=lambda j: j.name):
         groups.setdefault(json.dumps(j.p), []).append(j.name)
         tensors[j.name] = j.own._replace(dtype=cast) if cast and j.own.dtype.is_floating_point else j.own
+        moved[j.name] = sum(bytes_of(e) for e in [tensors[j.name], j.base, *(j.sources or [j.own])] if e)
     for p, names in groups.items():
         say(f"{len(names):5} tensors {'copied' if p == 'null' else method + ' ' + p}: {names[0]} ..")
-    moved = {j.name: sum(map(bytes_of, filter(None, [tensors[j.name], j.base, *(j.sources or [j.own])]))) for j in jobs}
     size, workers = sum(map(bytes_of, tensors.values())), len(os.sched_getaffinity(0)) + 1
     say(f"reads {(sum(moved.values()) - size) / 1e9:.2f} GB, writes {size / 1e9:.2f} GB, peak about "
         f"{0.45 + workers * BLOCK * 4 * (3 * n + 3) / 1e9:.2f} GB")
@@ -482,36 +489,36 @@ def merge(inputs, out, method="linear", t=0.5, base=None, weight=1.0, density=1.
         die(f"{out}: no space for {1.05 * size / 1e9:.1f} GB")
     if dry_run:
         return
+
     tmp, done, shown, threads = out.with_name(f"{out.name}.tmp-{os.getpid()}"), 0, start, torch.get_num_threads()
-    tmp.mkdir()
+    pool = ThreadPoolExecutor(workers)
     try:
-        places = lay_out(tmp, tensors)
-        with ThreadPoolExecutor(workers) as pool:
-            sums = {str(f): pool.submit(sha256, f) for m in models + [base] * bool(base) for f in m.files}
-            work = []
-            for j in sorted(jobs, key=lambda j: -moved[j.name]):  # the largest first, that none is left alone
-                e = j.sources[models.index(first)] if j.sources else j.own
-                place = places[j.name]._replace(rows=e.rows, shape=e.shape)
-                work.append(pool.submit(run, j._replace(out=place), method, seed))
-            for f in as_completed(work):
-                if f.exception():
-                    pool.shutdown(cancel_futures=True)
-                done += moved[f.result().name]
-                if time.time() > shown + 10:
-                    shown = time.time()
-                    say(f"{done / 1e9:.1f} GB, {done / 1e9 / (shown - start):.2f} GB/s")
-        recipe = {"method": method, "inputs": [m.name for m in models], "base": base and base.name,
-                  "sha256": {f: s.result() for f, s in sums.items()}, "seed": seed, "dtype": dtype,
-                  "groups": [{"parameters": json.loads(p), "tensors": names} for p, names in groups.items()],
-                  "torch": torch.__version__, "transformers": transformers.__version__}
-        finish(tmp, first, dtype and str(cast)[6:], first.tied and HEAD in first.tensors, recipe)
+        tmp.mkdir()
+        places, work = lay_out(tmp, tensors), []
+        sums = {str(f): pool.submit(sha256, f) for m in everyone for f in m.files * checksums}
+        for j in sorted(jobs, key=lambda j: -moved[j.name]):  # the largest first, that none is left alone
+            e = j.sources[models.index(first)] if j.sources else j.own
+            j = j._replace(out=places[j.name]._replace(rows=e.rows, shape=e.shape))
+            work.append(pool.submit(run, j, method, seed))
+        for f in as_completed(work):
+            done += moved[f.result()]
+            if time.time() > shown + 10:
+                shown = time.time()
+                say(f"{done / 1e9:.1f} GB, {done / 1e9 / (shown - start):.2f} GB/s")
+        finish(tmp, first, dtype and str(cast)[6:], first.tied and HEAD in first.tensors, {
+            "method": method, "inputs": [m.name for m in models], "base": base and base.name, "seed": seed,
+            "sha256": {f: s.result() for f, s in sums.items()}, "dtype": dtype,
+            "groups": [{"parameters": json.loads(p), "tensors": names} for p, names in groups.items()],
+            "torch": torch.__version__, "transformers": transformers.__version__})
         tmp.rename(out)
     except BaseException:
+        pool.shutdown(cancel_futures=True)
         shutil.rmtree(tmp, ignore_errors=True)
         raise
+    pool.shutdown()
     torch.set_num_threads(threads)
     seconds = time.time() - start
-    say(f"{out}: {seconds:.1f} s, {sum(moved.values()) / 1e9 / seconds:.2f} GB/s")
+    say(f"{out}: {seconds:.2f} s, {sum(moved.values()) / 1e9 / seconds:.2f} GB/s")
 
 def recipe(path):
     """mergekit's YAML -> arguments of merge(). A parameter of a source goes before its slice's, a model's, all's."""
@@ -563,10 +570,11 @@ def merge_args(argv=None):
     add("--epsilon", default=0.15, help="della: density +- epsilon by rank")
     add("--gamma", default=0.01, help="breadcrumbs: share of the largest that is dropped")
     add("--lam", default=1.0, help="factor of the merged task vector")
-    add("--dtype", choices=[*OUT_DTYPES], help="of the output; default: the first model's")
+    add("--dtype", choices=[*SHORT], help="of the output; default: the first model's")
     add("--seed", type=int, default=0, help="of what dare and della drop")
     add("--vision", action="store_true", help="merge vision towers and projectors too; default: the first VLM's")
     add("--vocab", default="first", choices=["first", "shared"], help="shared: merge rows of tokens all have")
+    add("--no-checksums", dest="checksums", action="store_false", help="leave sha256 of the inputs out of merge.json")
     add("--dry-run", action="store_true", help="print the plan")
     return p.parse_args(argv)
 
