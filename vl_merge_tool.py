@@ -168,8 +168,8 @@ def combine(job, terms, divisor=1.0):
     for r0, r1 in blocks(job.out):
         acc = None
         for e, c in [x for x in terms if x[1]] or terms[:1]:
-            x = read(e, r0, r1).mul_(c)
-            acc = x if acc is None else acc.add_(x)  # add_(alpha=) does not round the product: other bits
+            x = read(e, r0, r1)
+            acc = x.mul_(c) if acc is None else acc.add_(x, alpha=c)  # mergekit's order and roundings
         put(job, r0, acc.div_(divisor))
 
 def gram(job, base):
