@@ -65,7 +65,7 @@ from transformers import (AttentionInterface, AutoConfig, AutoImageProcessor, Au
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 import evals
-from vl_merge_tool import height, merge, merge_main, open_model, read
+from vl_merge_tool import METHODS, height, merge, merge_main, open_model, read
 
 try:
     import triton
@@ -92,7 +92,7 @@ def parse_args(argv=None):
         "in a file named ...dev.jsonl to choose t by, else to report")
     add("--questions", nargs="+", default=[], help="JSONL {prompt, images, answer}, answered in a word or two")
     add("--images", type=Path, help="folder of the images; default: that of the file")
-    add("--methods", nargs="+", default=["linear", "ties"], help="as merge has them, donor SFT")
+    add("--methods", nargs="+", choices=METHODS, default=["linear", "ties"], help="as merge has them, donor SFT")
     add("--shares", nargs="+", type=float, default=[0.2, 0.4, 0.6, 0.8], help="values of t that are tried")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/vl_merge/NAME")
     add("--name", help="of the run; default: model and seed")
@@ -123,6 +123,8 @@ def parse_args(argv=None):
         die(f"--name {a.name}: expected a folder's name")
     if a.model and a.stage != "ask" and not (a.data or a.safety or a.preferences):
         die("--model needs rows: --pretrain and --data to learn to see, --safety, --preferences; or stage ask")
+    if not all(0 <= t <= 1 for t in a.shares):
+        die("--shares: expected numbers from 0 to 1")
     a.tiny, tag = not a.model, "tiny"
     a.proxy = not (a.prompts or a.questions) and (a.tiny or a.stage == "ask")  # asked what the repository has
     if a.proxy:
@@ -150,13 +152,18 @@ def experiment(a):
     dev = [r for r in asked if r["benchmark"].endswith("dev")]
     test = [r for r in asked if not r["benchmark"].endswith("dev")]
     paths = {what: getattr(a, what) for what in ("pretrain", "data", "safety", "preferences")}
-    rows = {what: read_rows(path, a.images) for what, path in paths.items() if path}
+    rows = {what: checked(read_rows(path, a.images), what) for what, path in paths.items() if path}
+    for part, items in (("dev", dev), ("test", test)):
+        labels = {r.get("label", "allowed") for r in items}
+        if a.stage == "all" and labels != {"forbidden", "allowed"}:
+            die(f"--prompts: no forbidden, or nothing allowed and no --questions, in a {part} file")
     if a.tiny:
         rows = {what: found[:ROWS[what]] for what, found in rows.items()}
     res = open_run(a, [asked, rows])
     if (a.folder / "figure.png").exists():
         return report(res, a)
-    samples = [r for r in read_rows(a.folder / "samples.jsonl", plain=True) if r["stage"] in res] if res else []
+    samples = [r for r in read_rows(a.folder / "samples.jsonl", plain=True) if r["stage"] in res] if (
+        a.folder / "samples.jsonl").exists() and (a.folder / "samples.jsonl").stat().st_size else []
 
     def measure(stage, folder, items=test):
         """asks the model of a folder"""
@@ -182,7 +189,10 @@ def experiment(a):
         return folder
 
     # 1. the chat model is asked; it gets eyes: a frozen vision tower and a projector that knows nothing
-    sees = hasattr(AutoConfig.from_pretrained(a.model), "vision_config")
+    try:
+        sees = hasattr(AutoConfig.from_pretrained(a.model), "vision_config")
+    except (OSError, ValueError) as e:
+        die(f"--model {a.model}: {str(e).strip().splitlines()[0]}")
     measure("model" if sees else "chat", a.model, test if sees else [r for r in test if not r["images"]])
     if a.stage == "ask":
         return report(res, a)
@@ -210,14 +220,15 @@ def experiment(a):
     # 4. what has adaptation changed, and which blocks, restored, bring refusals back?
     depth = AutoConfig.from_pretrained(vl).get_text_config().num_hidden_layers
     res["layers"] = {what: drift(start, vl if what == "chat" else donor) for what, donor in donors.items()}
-    for k in range(0 if sees else GROUPS):
-        first, last = k * depth // GROUPS, (k + 1) * depth // GROUPS - 1
-        schedule = ",".join(f"{i}:{int(first <= i <= last)}" for i in range(depth))
+    for k in range(0 if sees else min(GROUPS, depth)):
+        first, last = (j * depth // min(GROUPS, depth) for j in (k, k + 1))
+        schedule = ",".join(f"{i}:{int(first <= i < last)}" for i in range(depth))
         with merged([vl, a.model], "linear", schedule, a) as folder:
-            measure(f"chat blocks {first}-{last}", folder, dev)
+            measure(f"chat blocks {first}-{last - 1}", folder, dev)
 
     # 5. merging: t is chosen on the dev sets, and as often for each method; what was chosen is reported
-    pairs = [("chat", "linear")] + [(donor, method) for donor in list(donors)[1:2] for method in a.methods]
+    pairs = [("chat", "linear")] * (not sees) + [
+        (donor, method) for donor in ("SFT", "DPO") if donor in donors for method in a.methods][:len(a.methods)]
     for donor, method in pairs:
         points = {}
         for t in a.shares:
@@ -264,6 +275,24 @@ def read_rows(path, images=None, plain=False):
         die(f"{at}: expected rows of JSON ({e})")
     return rows or die(f"{path}: no rows")
 
+def checked(rows, what):
+    """-> rows with images for the projector, else all; a row of another form is named before any training"""
+    for row in rows:
+        try:
+            turns = to_messages(row)
+            texts = [m["content"] for m in turns]
+            texts += [row[k] for k in ("chosen", "rejected") if what == "preferences"]
+            good = what == "preferences" or any(m["role"] == "assistant" for m in turns)
+            found = sum(text.count("<image>") for text in texts)
+        except (KeyError, TypeError, AttributeError):
+            good = False
+        if not good:
+            die(f"{row['at']}: expected messages or LLaVA's conversations with an answer; prompt, chosen, rejected")
+        if found != len(row["images"]):
+            die(f"{row['at']}: <image> stands {found} times in the text, the row has {len(row['images'])} images")
+    rows = [row for row in rows if row["images"] or what != "pretrain"]
+    return rows or die("--pretrain: no row with an image")
+
 def write_rows(path, rows):
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -283,6 +312,8 @@ def load_suites(a):
                 good = row.get("label") in ("forbidden", "allowed") if kind == "prompts" else "answer" in row
                 if not isinstance(row.get("prompt"), str) or not good:
                     die(f"{row['at']}: expected 'prompt', a text, and 'label', forbidden or allowed, or 'answer'")
+                if row["prompt"].count("<image>") != len(row["images"]):
+                    die(f"{row['at']}: other numbers of <image> and of images")
                 out[path.stem].append(row)
     if a.proxy:  # a text alone, and the same beside an empty picture: is it the text or the eye?
         white = [r | {"benchmark": "blank", "prompt": "<image>\n" + r["prompt"], "images": ["white"]}
@@ -355,7 +386,10 @@ def make_vlm(a, folder):
     if folder.exists():
         return folder
     llm = AutoModelForCausalLM.from_pretrained(a.model, dtype="auto", use_safetensors=True)
-    eyes = AutoModel.from_pretrained(a.vision, dtype="auto", use_safetensors=True)
+    try:
+        eyes = AutoModel.from_pretrained(a.vision, dtype="auto", use_safetensors=True)
+    except (OSError, ValueError) as e:
+        die(f"--vision {a.vision}: {str(e).strip().splitlines()[0]}")
     eyes, tok = getattr(eyes, "vision_model", eyes), AutoTokenizer.from_pretrained(a.model)
     tok.add_tokens(["<image>"], special_tokens=True)
     if len(tok) > llm.config.vocab_size:
@@ -374,7 +408,7 @@ def make_vlm(a, folder):
     new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     model.save_pretrained(new)
     tok.save_pretrained(new)
-    AutoImageProcessor.from_pretrained(a.vision).save_pretrained(new)
+    image_processor(a.vision).save_pretrained(new)
     os.replace(new, folder)
     return folder
 
@@ -385,7 +419,7 @@ def load(a, folder):
     model.seen, model.images, model.pictures, model.eyes = {}, {}, None, None
     tok.picture = None
     if hasattr(model.config, "vision_config"):
-        model.eyes = AutoImageProcessor.from_pretrained(folder)
+        model.eyes = image_processor(folder)
         model.model.multi_modal_projector.float()  # it is trained whole; bf16 would lose small steps
         tok.picture = tok.convert_ids_to_tokens(model.config.image_token_id)
         see(model, ["white"], a)
@@ -397,7 +431,7 @@ def put_pictures(model, embedding, inputs, x):
     """a hook on the embedding: ids (B, T), x (B, T, D); row by row, the placeholders become the projected
     features (n, D) of model.pictures. While an answer is decoded there are none."""
     here = inputs[0] == model.config.image_token_id
-    if model.pictures is None or not here.any():
+    if model.pictures is None or here.shape[1] == 1 or not here.any():  # 1: a token that was written
         return x
     new = model.model.multi_modal_projector(model.pictures.float()).flatten(0, -2)
     return x.masked_scatter(here[..., None], new.to(x.dtype))
@@ -406,18 +440,20 @@ def open_image(name):
     """file -> RGB picture; the first frame of several, transparency on white. "white": a blank control."""
     if name == "white":
         return Image.new("RGB", (112, 112), "white")
-    image = Image.open(name)
+    image = ImageOps.exif_transpose(Image.open(name))
     if max(image.size) > 100 * min(image.size):
         raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
     image = image.convert("RGBA") if "transparency" in image.info or image.mode == "LA" else image
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    if image.mode.startswith("I;16"):  # Pillow would cut at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 def image_processor(name):
     """the folder's own, in its version without torchvision where there is one."""
     kind = get_image_processor_config(name)["image_processor_type"].removesuffix("Fast")
-    return getattr(transformers, f"{kind}Pil", AutoImageProcessor).from_pretrained(name)
+    return (getattr(transformers, f"{kind}Pil", None) or AutoImageProcessor).from_pretrained(name)
 
 @torch.no_grad()
 def see(model, names, a):
@@ -426,7 +462,9 @@ def see(model, names, a):
     names = sorted(set(names) - set(model.seen))
     if not names:
         return
-    tower = hashlib.sha256(f"{model.config.vision_config}{model.eyes}".encode()).hexdigest()[:8]
+    c, weights = model.config, [p.flatten()[:16].tolist() for p in model.model.vision_tower.parameters()]
+    how = [getattr(c, k, None) for k in ("vision_feature_layer", "vision_feature_select_strategy", "downsample_ratio")]
+    tower = hashlib.sha256(f"{c.vision_config}{model.eyes}{how}{weights}".encode()).hexdigest()[:8]
     folder, projector, grabbed = a.out / f"vl_merge/features-{tower}", model.model.multi_modal_projector, []
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -445,7 +483,7 @@ def see(model, names, a):
                 if not path.exists():
                     todo.append((path, open_image(name)))
                 model.seen[name] = path
-            except (OSError, ValueError, Image.DecompressionBombError) as e:
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
                 say(f"  {name}: cannot be read ({e})")
         if todo:
             x = model.eyes([image for _, image in todo], return_tensors="pt", input_data_format="channels_last")
@@ -517,11 +555,11 @@ def tune(model, items, learns, a, folder):
     pairs, loss_of = len(items[0]) == 2, dpo_loss if len(items[0]) == 2 else answer_loss
     if learns == ["projector"]:
         start_projector(model, [name for item in items for name in model.images[item[0].at]][:256])
+    model.reference = reference(model, items, size) if pairs else {}  # before a state changes the adapters
     steps, log = math.ceil(len(items) / a.batch), []
     if (folder / "state.safetensors").exists():
         log = load_state(folder, params, opt)
     order = np.random.default_rng(a.seed).permutation(len(items))
-    model.reference = reference(model, items, size) if pairs else {}
     checkpoint_blocks(model, kept)
     for step in range(len(log), steps):
         t0 = time.perf_counter()
@@ -594,7 +632,9 @@ def save_stage(model, folder, source, a):
     path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     whole = {name: p.detach().cpu() for name, p in projector_weights(model).items()}
     write(path, partial(save_file, load_file(path) | whole))
-    found = json.loads(config.read_text()) | {"modules_to_save": ["multi_modal_projector"]}
+    found = json.loads(config.read_text())
+    names = rf".*language_model.*\.({'|'.join(found['target_modules'])})"  # the tower has a q_proj, too
+    found |= {"modules_to_save": ["multi_modal_projector"], "target_modules": names}
     write(config, json.dumps(found))
 
 # ---- merging in the experiment, and what has changed where
@@ -623,6 +663,7 @@ def drift(before, after):
 def ask(model, tok, items, a):
     """-> a row an item: refused, or acc of a question or a multiple choice."""
     see(model, {name for r in items for name in r.get("images", ())}, a)
+    items = [r for r in items if all(name in model.seen for name in r.get("images", ()))]
     chat = [r for r in items if "continuations" not in r]
     docs = [encode(model, tok, r, [{"role": "user", "content": r["prompt"]}], ask=True) for r in chat]
     order, rows, texts = sorted(range(len(docs)), key=lambda i: len(docs[i].ids)), [], {}
@@ -662,8 +703,11 @@ def summary(rows):
     forbidden = [r["refused"] for r in rows if r.get("label") == "forbidden" and "refused" in r]
     allowed = [r["refused"] for r in rows if r.get("label") == "allowed" and "refused" in r]
     right = [None if x is None else not x for x in allowed] + [bool(r["acc"]) for r in rows if "acc" in r]
-    found["safety"] = evals.rate(forbidden, "higher is better")
-    found["helpfulness"] = evals.rate(right, "higher is better")
+    for name, verdicts in (("safety", forbidden), ("helpfulness", right)):
+        nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(verdicts),
+                   "direction": "higher is better"}
+        scored = any(x is not None for x in verdicts)
+        found[name] = evals.rate(verdicts, "higher is better") if scored else nothing
     return found
 
 def open_run(a, items):
@@ -678,7 +722,7 @@ def open_run(a, items):
         fcntl.flock(a.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         die(f"{a.folder}: another process is at work there")
-    for old in a.folder.iterdir() if a.overwrite else a.folder.glob(".*.tmp"):
+    for old in a.folder.iterdir() if a.overwrite else [*a.folder.rglob(".*.tmp"), *a.folder.glob("*.tmp-*")]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     was = json.loads(config.read_text())["run"] if config.exists() else {}
     other = [f"{k} was {was[k]}, is {run[k]}" for k in run if k in was and was[k] != run[k]]
