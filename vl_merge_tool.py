@@ -27,8 +27,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from lora_undo import die, say, write
 
-# ---- merging: a worker reads a block of rows of every input, merges it in fp32, casts once and writes it to its
-# place in the output, which the shapes tell. While one reads or writes another computes; no block waits
+# ---- merging: a worker reads a block of rows of every input, merges it in fp32, casts once and writes it to
+# its place in the output, which the shapes tell. While one reads or writes, another computes; no block waits
 BLOCK = 2**17  # elements: in fp32 a block stays in a core's second cache from read to write
 SHARD = 5e9  # bytes of an output file
 SAMPLE = 2**16  # elements that bracket a quantile
@@ -96,14 +96,12 @@ def open_model(name):
         die(f"{name}: no model*.safetensors; .bin files are pickles, which are not read")
     found = {n: e for file in files for n, e in header(file).items()}
     names = {key_of(n): n for n in found}
-    tied, text = config.get("tie_word_embeddings", False), config
-    for part in (config, config.get("llm_config")):  # internvl_chat is custom code: only its LLM is known
-        try:
-            full = AutoConfig.for_model(**part)  # for the defaults that config.json leaves out
-            tied, text = full.tie_word_embeddings, full.get_text_config().to_dict()
-            break
-        except (KeyError, ValueError, TypeError):
-            continue
+    tied, text = config.get("tie_word_embeddings", False), config.get("llm_config", config)
+    try:  # for the defaults that config.json leaves out; of internvl_chat, custom code, only the LLM is known
+        full = AutoConfig.for_model(**text)
+        tied, text = full.tie_word_embeddings, full.get_text_config().to_dict()
+    except (KeyError, ValueError, TypeError):
+        pass
     tensors = {key: found[n] for key, n in names.items() if key != HEAD or not tied}
     return Model(str(name), folder, config, HEAD not in tensors, text, tensors, names, files)
 
@@ -116,7 +114,7 @@ def open_adapter(name, folder):
     model, found = open_model(c["base_model_name_or_path"]), header(file)
     s = c["lora_alpha"] / (math.sqrt(c["r"]) if c.get("use_rslora") else c["r"])
     for n, A in found.items():
-        key = key_of(n.removeprefix("base_model.model.").replace(".modules_to_save", "")).replace(".lora_A", "")
+        key = key_of(re.sub(r"^base_model\.model\.|\.modules_to_save|\.lora_A", "", n))
         W, B = model.tensors.get(key), found.get(n.replace(".lora_A", ".lora_B"))
         if n.endswith(".lora_B.weight"):
             continue
@@ -184,7 +182,8 @@ def gram(job, base):
 def sums(job, method):
     w, n, base = job.p["weight"], len(job.sources), job.base
     if method == "linear":
-        return combine(job, [*zip(job.sources, w)], float(sum(map(np.float32, w))) if job.p["normalize"] else 1)
+        total = float(sum(map(np.float32, w))) if job.p["normalize"] else 1.0
+        return combine(job, [*zip(job.sources, w)], total)
     t = w[1] / (w[0] + w[1]) if abs(w[0] + w[1]) > 1e-6 else 0.5
     if method != "model_stock" and t in (0, 1):
         return combine(job, [*zip(job.sources, (1 - t, t))])
@@ -220,7 +219,8 @@ def at_least(job, i, k):
         inside = np.concatenate(inside)
         if above < k <= above + len(inside):
             break
-    kth = np.partition(inside, len(inside) + above - k)[len(inside) + above - k] if k else np.float32(math.inf)
+    j = len(inside) + above - k
+    kth = np.partition(inside, j)[j] if k else np.float32(math.inf)
     return partial(torch.nn.functional.hardshrink, lambd=float(np.nextafter(kth, np.float32(0))))
 
 def drawn(method, p, i, seeds):
@@ -305,13 +305,13 @@ def schedule(text, layers):
 def value(spec, name, depth):
     if isinstance(spec, list) and isinstance(spec[0], dict):  # "" is in every name
         fits = [x["value"] for x in spec if (x.get("filter") or "").strip("*") in name]
-        return value(fits[0], name, depth) if fits else die(f"{name}: none of the filters fits; add one for the rest")
+        return value(fits[0], name, depth) if fits else die(f"{name}: no filter fits, and no value")
     return float(np.interp(depth, np.linspace(0, 1, len(spec)), spec) if isinstance(spec, list) else spec)
 
 def parameters(o, key, name, layers):
-    """of one tensor. Embeddings count as the first layer, the last norm and the head as the last."""
+    """of one tensor. Embeddings, last norm and head count as the first layer, as in mergekit."""
     found = re.match(r"body\.layers\.(\d+)\.", key)
-    depth = int(found[1]) / max(1, layers - 1) if found else float("embed" not in key)
+    depth = int(found[1]) / max(1, layers - 1) if found else 0.0
     p = {k: [value(spec, name, depth) for spec in o[k]] for k in o["used"]}
     if o["t"] is not None:
         t = value(o["t"], name, depth)
@@ -320,20 +320,18 @@ def parameters(o, key, name, layers):
 
 # what is merged with what
 def check(models, base):
-    """the same architecture, before a tensor is read; a base that is one."""
-    def settings(m):
+    """the same architecture, before a tensor is read; a base that is one: others have a cosine of about 0."""
+    first = {}
+    for m in models + [base] * bool(base):
         rope = m.text.get("rope_parameters") or {"rope_theta": m.text.get("rope_theta")}
-        return {k: m.text.get(k) for k in SAME} | {k: rope.get(k) for k in ("rope_theta", "rope_type", "factor")}
-    mine = settings(models[0])
-    for m in models[1:] + [base] * bool(base):
-        for k, x in settings(m).items():
-            if None not in (x, mine[k]) and x != mine[k]:
-                die(f"{k}: {mine[k]} in {models[0].name}, {x} in {m.name}")
-    keys = [k for k, e in (base.tensors if base else {}).items() if k.startswith("body.layers") and e.shape[1:]]
-    for m in models:
-        pairs = [[read(x.tensors[k], 0, 8).flatten() for x in (m, base)] for k in keys[::7] if k in m.tensors
-                 and m.tensors[k].shape == base.tensors[k].shape]
-        if pairs and sum(torch.cosine_similarity(x, y, 0).item() for x, y in pairs) < 0.1 * len(pairs):
+        for k, x in [(k, m.text.get(k)) for k in SAME] + [*rope.items()]:
+            if x is not None and first.setdefault(k, x) != x and k not in ("type", "mrope_section"):
+                die(f"{k}: {first[k]} in {models[0].name}, {x} in {m.name}")
+    for m in models if base else ():
+        keys = [k for k, e in m.tensors.items() if k.startswith("body.layers") and e.shape[1:]
+                and k in base.tensors and base.tensors[k].shape == e.shape][::7]
+        pairs = [[read(x.tensors[k], 0, 8).flatten() for x in (m, base)] for k in keys]
+        if pairs and sum(torch.cosine_similarity(*pair, 0).item() for pair in pairs) < 0.1 * len(pairs):
             die(f"{base.name} is not the base of {m.name}: their weights are unrelated, as in {keys[0]}")
 
 def vocabulary(m):
@@ -342,23 +340,24 @@ def vocabulary(m):
     except (OSError, ValueError, KeyError):
         return {}
 
-def shared_rows(models, first, embed, shared):
-    """-> None: one vocabulary; else for each model its rows of the tokens that all have, matched by their text"""
+def shared_rows(models, name, embed, shared):
+    """-> None: one vocabulary; else for each model its rows of the tokens that all have, by their text"""
     sizes, files = [m.tensors[embed].shape[0] for m in models], [m.folder / "tokenizer.json" for m in models]
-    same = len(set(sizes)) == 1
-    if same and len({f.exists() and f.read_bytes() for f in files}) == 1:
+    if len(set(sizes)) == len({f.exists() and f.read_bytes() for f in files}) == 1:
         return None
     vocabs = [vocabulary(m) for m in models]
-    if same and all(v in ({}, vocabs[0]) for v in vocabs):  # {}: no tokenizer there
+    known = [v for v in vocabs if v]
+    if len(set(sizes)) == 1 and all(v == known[0] for v in known):
         return None
     tokens = [t for t in vocabs[0] if all(v.get(t, n) < n for v, n in zip(vocabs, sizes))]
-    say(f"vocabularies differ: {len(tokens)} of {max(sizes)} tokens are in all. Embeddings and head "
-        f"{'are merged there, their other rows' if shared else '(--vocab shared merges those)'} stay {first.name}'s")
+    how = "are merged there, other rows" if shared else "(--vocab shared merges those)"
+    say(f"{len(tokens)} of {max(sizes)} tokens are in all vocabularies; embedding, head {how} stay {name}'s")
     return [np.array([v[t] for t in tokens], int) for v in vocabs] if shared else []
 
 def plan(models, base, o):
     """-> the model whose names and other parts the output has, jobs without their places in the output"""
-    everyone, first = models + [base] * bool(base), next((m for m in models if "vision_config" in m.config), models[0])
+    everyone, jobs, n = models + [base] * bool(base), [], len(models)
+    first = next((m for m in models if "vision_config" in m.config), models[0])
     check(models, base)
     embed = next(k for k in first.tensors if re.match(r"body\.(embed_tokens|tok_embeddings)\.", k))
     untied = [m for m in models if not m.tied]
@@ -368,29 +367,29 @@ def plan(models, base, o):
         elif HEAD not in m.tensors:
             say(f"{m.name}: tied; its embeddings stand for the head that {untied[0].name} has")
             m.tensors[HEAD] = m.tensors[embed]
-            m.names[HEAD] = "language_model." * m.names[embed].startswith("language_model.") + "lm_head.weight"
-    rows, jobs, layers = shared_rows(everyone, first, embed, o["vocab"] == "shared"), [], first.text["num_hidden_layers"]
+            m.names[HEAD] = re.match(r"(language_model\.)?", m.names[embed])[0] + "lm_head.weight"
+    rows = shared_rows(everyone, first.name, embed, o["vocab"] == "shared")
     for key in sorted(set().union(*(m.tensors for m in everyone))):
-        mine, n = first.tensors.get(key), len(models)
-        copied = Job(key, first.names.get(key), None, mine, [], None, None)
         own = key.startswith(("vision.", "projector.")) and not o["vision"] or key.endswith("inv_freq")
-        if own or rows == [] and key in (embed, HEAD):
-            jobs += [copied] if mine else []
+        lacking = [m.name for m in everyone if key not in m.tensors]
+        if lacking and not own:
+            die(f"{key}: missing in {lacking[0]}")
+        if key not in first.tensors:
             continue
-        for m in everyone:
-            if key not in m.tensors:
-                die(f"{key}: missing in {m.name}")
-        found = [m.tensors[key] for m in everyone]
-        if rows and key in (embed, HEAD):
-            found = [e._replace(rows=r, shape=(len(r), e.shape[1])) for e, r in zip(found, rows)]
-        for m, e in zip(everyone, found):
-            if e.shape != found[0].shape:
-                die(f"{key}: {list(found[0].shape)} in {models[0].name}, {list(e.shape)} in {m.name}")
-            if not e.dtype.is_floating_point and not raw(e, 0, height(e)).equal(raw(mine, 0, height(e))):
-                die(f"{key}: integers that differ in {m.name}")
-        p = parameters(o, key, copied.name, layers)
-        jobs.append(copied._replace(sources=found[:n], base=found[n] if base else None, p=p)
-                    if mine.dtype.is_floating_point else copied)
+        job = Job(key, first.names[key], None, first.tensors[key], [], None, None)
+        if not own and not (rows == [] and key in (embed, HEAD)):
+            found = [m.tensors[key] for m in everyone]
+            if rows and key in (embed, HEAD):
+                found = [e._replace(rows=r, shape=(len(r), e.shape[1])) for e, r in zip(found, rows)]
+            for m, e in zip(everyone, found):
+                if e.shape != found[0].shape:
+                    die(f"{key}: {list(found[0].shape)} in {models[0].name}, {list(e.shape)} in {m.name}")
+            if job.own.dtype.is_floating_point:
+                p = parameters(o, key, job.name, first.text["num_hidden_layers"])
+                job = job._replace(sources=found[:n], base=found[n] if base else None, p=p)
+            elif any(not raw(e, 0, height(e)).equal(raw(job.own, 0, height(e))) for e in found):
+                die(f"{key}: integers that differ")
+        jobs.append(job)
     return first, jobs
 
 # the output
@@ -398,7 +397,7 @@ def bytes_of(e):
     return math.prod(e.shape) * e.dtype.itemsize
 
 def lay_out(folder, tensors):
-    """[Entry without a place by name] -> {name: Entry}; the files are made, with headers, and their index"""
+    """{name: Entry without a place} -> {name: Entry}; makes the files, with headers, and their index"""
     shards, size, places = [[]], 0, {}
     for name, e in tensors.items():
         if size + bytes_of(e) > SHARD and shards[-1]:
@@ -406,21 +405,21 @@ def lay_out(folder, tensors):
         shards[-1].append(name)
         size += bytes_of(e)
     for i, names in enumerate(shards, 1):
-        file = f"model-{i:05}-of-{len(shards):05}.safetensors" if shards[1:] else "model.safetensors"
+        part = f"-{i:05}-of-{len(shards):05}" if shards[1:] else ""
+        file = folder / f"model{part}.safetensors"
         head, end = {"__metadata__": {"format": "pt"}}, 0
-        for name in sorted(names, key=lambda name: (-tensors[name].dtype.itemsize, name)):
-            e, start = tensors[name], end
-            end += bytes_of(e)
-            code = next(c for c, dtype in CODES.items() if dtype == e.dtype)
-            head[name] = {"dtype": code, "shape": e.shape, "data_offsets": [start, end]}
-            places[name] = Entry(str(folder / file), start, e.dtype, e.shape)
+        for name in sorted(names, key=lambda name: -tensors[name].dtype.itemsize):  # as save_file orders them
+            start, end = end, end + bytes_of(tensors[name])
+            code = next(c for c, dtype in CODES.items() if dtype == tensors[name].dtype)
+            head[name] = {"dtype": code, "shape": tensors[name].shape, "data_offsets": [start, end]}
         text = json.dumps(head, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        with open(folder / file, "wb") as f:
+        with open(file, "wb") as f:
             f.write(len(text).to_bytes(8, "little") + text)
             f.truncate(8 + len(text) + end)
         for name in names:
-            places[name] = places[name]._replace(start=places[name].start + 8 + len(text))
+            start = 8 + len(text) + head[name]["data_offsets"][0]
+            places[name] = tensors[name]._replace(file=str(file), start=start, lora=())
     if shards[1:]:
         index = {"metadata": {"total_size": sum(map(bytes_of, places.values()))},
                  "weight_map": {name: Path(e.file).name for name, e in places.items()}}
@@ -450,20 +449,21 @@ def finish(tmp, first, dtype, untied, recipe):
         os.close(fd)
 
 def merge(inputs, out, method="linear", t=0.5, base=None, weight=1.0, density=1.0, epsilon=0.15, gamma=0.01,
-          lam=1.0, normalize=None, seed=0, dtype=None, vision=False, vocab="first", checksums=True, dry_run=False):
-    """t: the share of the second of two models (linear, slerp, nuslerp); else the weight of each, or a list."""
+          lam=1.0, normalize=None, seed=0, dtype=None, vision=False, vocab="first", checksums=True,
+          dry_run=False):
+    """t: share of the second of two models (linear, slerp, nuslerp); else the weight of each, or a list"""
     o, out, start, n = locals(), Path(out), time.time(), len(inputs)
-    pair = method in ("linear", "slerp", "nuslerp")
-    if method in ("slerp", "nuslerp") and n != 2 or not pair and not base or method == "model_stock" and n < 2:
+    pair, many = method in ("linear", "slerp", "nuslerp"), isinstance(t, list) and not isinstance(t[0], dict)
+    if not pair and not base or n != 2 and "slerp" in method or n < 2 and method == "model_stock":
         die(f"{method}: needs {'two models' if pair else 'task vectors: --base'}")
     if out.exists():
         die(f"{out} exists")
-    models, base = [open_model(m) for m in inputs], base and open_model(base)
-    everyone, layers = models + [base] * bool(base), models[0].text["num_hidden_layers"]
-    if t is not None and (n == 1 or not pair or isinstance(t, list) and not isinstance(t[0], dict)):
+    if t is not None and (n == 1 or many or not pair):
         o |= {"t": None, "weight": 1.0 if n == 1 and pair else t}
     if o["t"] is not None and n != 2:
         die(f"--t {t}: expected a weight for each of {n} models")
+    models, base = [open_model(m) for m in inputs], base and open_model(base)
+    everyone, layers = models + [base] * bool(base), models[0].text["num_hidden_layers"]
     o["used"] = [k for k in DEFAULTS if k == "weight" or k == "density" and method not in SUMS
                  or k == "epsilon" and "della" in method or k == "gamma" and "breadcrumbs" in method]
     for k in DEFAULTS:
@@ -490,8 +490,8 @@ def merge(inputs, out, method="linear", t=0.5, base=None, weight=1.0, density=1.
     if dry_run:
         return
 
-    tmp, done, shown, threads = out.with_name(f"{out.name}.tmp-{os.getpid()}"), 0, start, torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers)
+    tmp, done, shown = out.with_name(f"{out.name}.tmp-{os.getpid()}"), 0, start
+    threads, pool = torch.get_num_threads(), ThreadPoolExecutor(workers)
     try:
         tmp.mkdir()
         places, work = lay_out(tmp, tensors), []
@@ -521,47 +521,45 @@ def merge(inputs, out, method="linear", t=0.5, base=None, weight=1.0, density=1.
     say(f"{out}: {seconds:.2f} s, {sum(moved.values()) / 1e9 / seconds:.2f} GB/s")
 
 def recipe(path):
-    """mergekit's YAML -> arguments of merge(). A parameter of a source goes before its slice's, a model's, all's."""
+    """mergekit's YAML -> arguments of merge(). A model's parameter comes before its slice's, before all's."""
     try:
         y = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as e:
-        die(f"{path}: {e}")
-    local, slices, everywhere = {}, y.pop("slices", None), y.pop("parameters", {})
-    models = y.pop("models", None)
-    if slices:
-        if len(slices) > 1:
-            die(f"{path}: slices: only one entry, over all layers")
-        models, local = slices[0]["sources"], slices[0].get("parameters", {})
-        for m in models:
-            layers = open_model(m["model"]).text["num_hidden_layers"]
-            if m["layer_range"] != [0, layers]:
-                die(f"{path}: layer_range {m['layer_range']}: only all {layers} layers")
-    method, base = y.pop("merge_method"), y.pop("base_model", None)
-    dtype = [y.pop(k, None) for k in ("out_dtype", "dtype")]
+        method, base, dtype = y.pop("merge_method"), y.pop("base_model", None), y.pop("dtype", None)
+        dtype, models, slices = y.pop("out_dtype", dtype), y.pop("models", None), y.pop("slices", [{}])
+        models, own = models or slices[0]["sources"], slices[0].get("parameters", {})
+        everywhere, inputs = y.pop("parameters", {}), [m["model"] for m in models]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as e:
+        die(f"{path}: expected mergekit's YAML ({e!r})")
+    for m in models:
+        layers = m.get("layer_range") and open_model(m["model"]).text["num_hidden_layers"]
+        if len(slices) > 1 or layers and m["layer_range"] != [0, layers]:
+            die(f"{path}: slices: only one, with a layer_range over all layers")
+    levels = [[m.get("parameters", {}), own, everywhere] for m in models]
     known = {*DEFAULTS, "t", "lambda", "normalize", "int8_mask"}  # the last is about memory
-    bad = [*y] + [k for x in [local, everywhere] + [m.get("parameters", {}) for m in models] for k in x if k not in known]
+    bad = [*y, *(k for level in levels for x in level for k in x if k not in known)]
     if bad or method not in METHODS:
         die(f"{path}: {bad[0] if bad else method} is not supported")
-    if method == "slerp":
-        models.sort(key=lambda m: m["model"] != base)
-    elif method != "linear":
-        models = [m for m in models if m["model"] != base]
 
     def spec(k, default, *levels):
+        """all levels as one list of filters, of which the first that fits counts"""
         found = [level[k] for level in levels if k in level] + [default]
-        return sum((x if isinstance(x, list) and isinstance(x[0], dict) else [{"value": x}] for x in found), [])
-    o = {k: [spec(k, d, m.get("parameters", {}), local, everywhere) for m in models] for k, d in DEFAULTS.items()}
-    return o | {"inputs": [m["model"] for m in models], "method": method, "dtype": dtype[0] or dtype[1],
+        plain = [x if isinstance(x, list) and isinstance(x[0], dict) else [{"value": x}] for x in found]
+        return sum(plain, [])
+    keep = [i for i, name in enumerate(inputs) if name != base or method == "linear"]
+    if method == "slerp":
+        keep = [inputs.index(base)] + keep
+    o = {k: [spec(k, d, *levels[i]) for i in keep] for k, d in DEFAULTS.items()}
+    return o | {"inputs": [inputs[i] for i in keep], "method": method, "dtype": dtype,
                 "base": base if method not in ("linear", "slerp") else None,
-                "t": spec("t", 0.5, local, everywhere) if method == "slerp" else None,
-                "lam": spec("lambda", 1.0, local, everywhere), "normalize": everywhere.get("normalize")}
+                "t": spec("t", 0.5, own, everywhere) if method == "slerp" else None,
+                "lam": spec("lambda", 1.0, own, everywhere), "normalize": everywhere.get("normalize")}
 
 def merge_args(argv=None):
-    p = argparse.ArgumentParser("vl_merge.py merge", allow_abbrev=False, description="merges weights of models")
+    p = argparse.ArgumentParser("vl_merge.py merge", allow_abbrev=False, description="merges weights")
     p.error, add = die, p.add_argument
     add("inputs", nargs="*", help="folders, or hub ids in the local cache: models, PEFT adapters (LoRA)")
-    add("--out", type=Path, required=True, help="a folder that does not exist")
-    add("--recipe", type=Path, help="mergekit's YAML, instead of the flags up to --dtype")
+    add("--out", required=True, help="a folder that does not exist")
+    add("--recipe", help="mergekit's YAML, instead of models and the flags of a method")
     add("--method", default="linear", choices=METHODS)
     add("--t", nargs="+", default=["0.5"], help="share of the second of two models, or the weight of each: "
         "0.4 | 0:0.2,16:0.6 over layers | mlp=0.5,0.3 by part of a name")
@@ -572,9 +570,9 @@ def merge_args(argv=None):
     add("--lam", default=1.0, help="factor of the merged task vector")
     add("--dtype", choices=[*SHORT], help="of the output; default: the first model's")
     add("--seed", type=int, default=0, help="of what dare and della drop")
-    add("--vision", action="store_true", help="merge vision towers and projectors too; default: the first VLM's")
+    add("--vision", action="store_true", help="merge vision towers and projectors; default: the first VLM's")
     add("--vocab", default="first", choices=["first", "shared"], help="shared: merge rows of tokens all have")
-    add("--no-checksums", dest="checksums", action="store_false", help="leave sha256 of the inputs out of merge.json")
+    add("--no-checksums", dest="checksums", action="store_false", help="no sha256 in merge.json")
     add("--dry-run", action="store_true", help="print the plan")
     return p.parse_args(argv)
 

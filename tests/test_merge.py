@@ -98,9 +98,8 @@ def test_formula(three, tmp_path, monkeypatch, method):
     out = merged(tmp_path / "out", *folders[1:], method=method, base=None if method in ("linear", "slerp")
                  else folders[0], t=0.3 if pair else [0.7, 0.3], density=0.4, gamma=0.02, lam=1.5)
     for k, x in out.items():
-        if x.numel() > 100:  # of a norm's 64 the median has equals in no method but ties
-            want = reference(method, *(w[k].double().numpy() for w in weights))
-            assert np.linalg.norm(x.double().numpy() - want) < 1e-6 * np.linalg.norm(want), k
+        want = reference(method, *(w[k].double().numpy() for w in weights))
+        assert np.linalg.norm(x.double().numpy() - want) < 1e-6 * np.linalg.norm(want), k
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
@@ -208,7 +207,7 @@ def test_ends_dtype_and_shards(three, tmp_path, monkeypatch):
 
 
 def test_schedules_and_recipes(three, tmp_path):
-    """over layers; mergekit's gradients, filters and precedence. Embeddings: first layer; norm and head: last."""
+    """over layers; mergekit's gradients, filters and precedence. What is in no layer counts as of the first."""
     (_, a, b), (_, x, y) = three
     out = merged(tmp_path / "layers", a, b, t="0:0.25,1:0.75")
     slerp = {"merge_method": "slerp", "base_model": str(a), "dtype": "float32", "parameters": {"t": [
@@ -221,8 +220,8 @@ def test_schedules_and_recipes(three, tmp_path):
         vm.merge_main(["--recipe", str(tmp_path / f"{name}.yml"), "--out", str(tmp_path / name)])
     arcs, lines = tensors(tmp_path / "slerp"), tensors(tmp_path / "linear")
     for k in x:
-        share = 0.25 if "embed" in k or "layers.0" in k else 0.75
-        assert out[k].equal(x[k] * (1 - share) + y[k] * share)
+        share = 0.75 if "layers.1" in k else 0.25
+        assert out[k].equal((x[k] * (1 - share)).add(y[k], alpha=share))
         want = arc(x[k].double().numpy(), y[k].double().numpy(), share if "mlp" in k else 0.5)
         assert np.abs(arcs[k].double().numpy() - want).max() < 1e-6
         assert torch.allclose(lines[k], 0.25 * x[k] + 0.75 * y[k] if "mlp" in k else (x[k] + y[k]) / 2, atol=1e-6)
@@ -302,12 +301,13 @@ def test_killed(three, tmp_path):
     assert merged(tmp_path / "out", *folders[1:])
 
 
-def test_against_mergekit():
+def test_against_mergekit(tmp_path):
     python = os.environ.get("MERGEKIT")
     if not python:
         pytest.skip("MERGEKIT is not set to a python that has mergekit")
     sys.path.insert(0, str(ROOT / "bench"))
     import merge
-    gaps = merge.compare(python, list(merge.RECIPES))
-    assert gaps.pop("linear") == gaps.pop("task_arithmetic") == 0
-    assert max(gaps.values()) < 1e-6
+    for method, (gap, ours, theirs) in merge.compare(python, list(merge.RECIPES), tmp_path / "small").items():
+        random = method.startswith(("dare", "della"))
+        limit = 0 if method in ("linear", "task_arithmetic") else 1 if random else 1e-6
+        assert gap <= limit and abs(ours - theirs) < 0.003, method
