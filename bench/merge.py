@@ -5,11 +5,11 @@
 """
 vl_merge.py's merging against mergekit: two bf16 checkpoints of 1.3 GB and their base, made on the spot.
 
-    python bench/merge.py --mergekit ~/mergekit/bin/python --folder /dev/shm  # a python that has mergekit 0.1.5
+    python bench/merge.py --mergekit PYTHON --folder /dev/shm  # PYTHON can import mergekit 0.1.5
 
-First both merge a small model in fp32: the largest difference of a tensor, relative to its norm; for dare, whose
-masks are random, the share of entries that change. Then turns alternate, ours and theirs, each a new process
-that finds its inputs in the page cache, and a ratio is taken inside each pair. Seconds are of the merge itself,
+First both merge a small model in fp32: the largest difference of a tensor, relative to its norm; for dare and
+della, whose masks are random, the share of entries that change. Then turns alternate, each in a new process
+that finds its inputs in the page cache, and a ratio is taken inside each pair. Seconds are of the merge,
 without imports; ours have its fsync and rename, and no checksums, which mergekit has not: + sha256 adds them.
 """
 import argparse
@@ -20,11 +20,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIR = {"weight": [0.7, 0.3], "density": [0.5, 0.5]}
@@ -32,7 +34,6 @@ RECIPES = {  # method -> parameters of the models
     "linear": {"weight": [0.6, 0.4]}, "slerp": {}, "task_arithmetic": {"weight": [0.7, 0.3]}, "ties": PAIR,
     "dare_ties": PAIR, "dare_linear": PAIR, "nuslerp": {"weight": [0.6, 0.4]}, "model_stock": {},
     "breadcrumbs": PAIR, "breadcrumbs_ties": PAIR, "della": PAIR}
-BASES = {"slerp": "a", "linear": None, "nuslerp": None}
 THEIRS = """
 import sys, time, yaml
 from mergekit.config import MergeConfiguration
@@ -44,38 +45,29 @@ print(f"{sys.argv[2]}: {time.time() - start:.2f} s")
 """
 
 def make(folder, layers, D, vocab, dtype):
-    """base, and a and b with small random differences, in a Llama's shapes"""
-    ff, kv = 11 * D // 4, D // 8
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": D, "vocab_size": vocab,
-              "intermediate_size": ff, "num_hidden_layers": layers, "num_attention_heads": D // 32,
-              "num_key_value_heads": kv // 32, "dtype": str(dtype)[6:], "tie_word_embeddings": False}
-    parts = {"self_attn.q_proj": (D, D), "self_attn.k_proj": (kv, D), "self_attn.v_proj": (kv, D),
-             "self_attn.o_proj": (D, D), "mlp.gate_proj": (ff, D), "mlp.up_proj": (ff, D),
-             "mlp.down_proj": (D, ff), "input_layernorm": (D,), "post_attention_layernorm": (D,)}
-    shapes = {f"model.layers.{i}.{k}.weight": s for i in range(layers) for k, s in parts.items()}
-    shapes |= {"model.embed_tokens.weight": (vocab, D), "model.norm.weight": (D,), "lm_head.weight": (vocab, D)}
+    """base, and a and b with small random differences"""
+    config = LlamaConfig(hidden_size=D, intermediate_size=11 * D // 4, num_hidden_layers=layers,
+                         num_attention_heads=D // 32, num_key_value_heads=D // 256, vocab_size=vocab)
     for seed, name in enumerate(("base", "a", "b")):
-        common, own, tensors = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed), {}
-        for key, shape in shapes.items():
-            w = torch.randn(shape, generator=common).mul_(0.02)
-            tensors[key] = (w + 0.004 * torch.randn(shape, generator=own) if seed else w).to(dtype)
-        (folder / name).mkdir(parents=True)
-        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
-        (folder / name / "config.json").write_text(json.dumps(config))
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        torch.manual_seed(seed)
+        for p in model.parameters() if seed else ():
+            p.data.add_(torch.randn(p.shape), alpha=0.004)
+        model.to(dtype).save_pretrained(folder / name)
 
 def sides(python, folder, method, dtype):
-    """-> [command, where it writes] of both, of one recipe: mergekit's YAML, and JSON is YAML"""
+    """-> (command, where it writes): ours, ours with checksums, theirs. One recipe, as JSON is YAML"""
     models = [{"model": str(folder / name), "parameters": {k: x[i] for k, x in RECIPES[method].items()}}
               for i, name in enumerate("ab")]
-    recipe = {"merge_method": method, "models": models, "dtype": dtype, "out_dtype": dtype}
-    if BASES.get(method, "base"):
-        recipe["base_model"] = str(folder / BASES.get(method, "base"))
-    recipe |= {"parameters": {"t": 0.4}} if method == "slerp" else {}
+    recipe = {"merge_method": method, "models": models, "dtype": dtype, "parameters": {"t": 0.4}}
+    if method not in ("linear", "nuslerp"):
+        recipe["base_model"] = str(folder / ("a" if method == "slerp" else "base"))
     file, one, two = folder / f"{method}.yml", folder / "ours", folder / "theirs"
     file.write_text(json.dumps(recipe))
     script = next(ROOT / f for f in ("vl_merge.py", "vl_merge_tool.py") if (ROOT / f).exists())
     ours = [sys.executable, script, "merge", "--recipe", file, "--out", one]
-    return [ours + ["--no-checksums"], one], [ours, one], [[python, "-c", THEIRS, file, two], two]
+    return (ours + ["--no-checksums"], one), (ours, one), ([python, "-c", THEIRS, file, two], two)
 
 def turn(command, out):
     """-> seconds of the merge, MB at the peak of the process"""
@@ -106,8 +98,10 @@ def compare(python, methods, folder):
     return gaps
 
 def race(python, methods, pairs, folder):
-    make(folder, 12, 2048, 32000, torch.bfloat16)
-    print(f"\n{'method':18}{'ours':>7}{'+ sha256':>10}{'theirs':>9}  {'theirs/ours':20}{'MB: ours':>9}{'theirs':>8}")
+    maker = get_context("spawn").Process(target=make, args=(folder, 12, 2048, 32000, torch.bfloat16))
+    maker.start()  # of its own, as a child's peak counts the memory of its parent
+    maker.join()
+    print(f"\n{'seconds of':18}{'ours':>6}{'+ sha256':>10}{'theirs':>8}  {'theirs/ours':20}MB: ours, theirs")
     for method in methods:
         rows = []
         for _ in range(pairs):
@@ -118,7 +112,8 @@ def race(python, methods, pairs, folder):
         ratios = [row[2][0] / row[0][0] for row in rows]
         s, mb = ([f([row[i][j] for row in rows]) for i in range(3)] for j, f in enumerate((median, max)))
         ratio = f"{median(ratios):.1f}x [{min(ratios):.1f}, {max(ratios):.1f}]"
-        print(f"{method:18}{s[0]:6.2f}s{s[1]:9.2f}s{s[2]:8.2f}s  {ratio:20}{mb[1]:9.0f}{mb[2]:8.0f}", flush=True)
+        peaks = f"{max(mb[:2]):8.0f}{mb[2]:8.0f}"
+        print(f"{method:18}{s[0]:6.2f}{s[1]:10.2f}{s[2]:8.2f}  {ratio:20}{peaks}", flush=True)
 
 def main():
     p = argparse.ArgumentParser(description="merging, against mergekit")
@@ -127,10 +122,10 @@ def main():
     p.add_argument("--pairs", type=int, default=3, help="timed turns of each side")
     p.add_argument("--folder", help="where 7 GB are written; default: the system's temporary folder")
     a = p.parse_args()
-    print(f"{len(os.sched_getaffinity(0))} cores, load average at start {os.getloadavg()[0]:.2f}, torch {torch.__version__}")
+    print(f"{len(os.sched_getaffinity(0))} cores, load average at start {os.getloadavg()[0]:.2f}")
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
         for method, (gap, ours, theirs) in compare(a.mergekit, list(RECIPES), Path(folder, "small")).items():
-            print(f"{method:18}largest difference {gap:.1e}   entries changed: {ours:.4f}, theirs {theirs:.4f}")
+            print(f"{method:18}largest difference {gap:.1e}   changed: {ours:.4f}, theirs {theirs:.4f}")
         race(a.mergekit, a.methods, a.pairs, Path(folder, "large"))
     print(f"command: python bench/merge.py {' '.join(sys.argv[1:])}")
 

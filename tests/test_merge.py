@@ -1,4 +1,4 @@
-"""merging weights: formulas in fp64, names of every layout, LoRA, schedules, mergekit's YAML, what is refused.
+"""merging: formulas in fp64, names of every layout, LoRA, schedules, mergekit's YAML, what is refused.
 
     pytest tests/test_merge.py                          # half a minute on one core
     MERGEKIT=PYTHON pytest tests/test_merge.py          # compared with mergekit too, by a python that has it
@@ -25,10 +25,8 @@ import vl_merge_tool as vm
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = {k: v for k, v in nano.CONFIG.items() if k not in ("architectures", "model_type", "dtype")}
 
-
 def tensors(folder):
     return {k: t for f in sorted(folder.glob("model*.safetensors")) for k, t in load_file(f).items()}
-
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
@@ -42,11 +40,9 @@ def three(tmp_path_factory):
             save_file(w, f, metadata={"format": "pt"})
     return folders, [tensors(f) for f in folders]
 
-
-def merged(out, *inputs, **how):
-    vm.merge([str(x) for x in inputs], out, **{k: str(v) if isinstance(v, Path) else v for k, v in how.items()})
+def merged(out, *inputs, base=None, **how):
+    vm.merge([str(x) for x in inputs], out, base=base and str(base), **how)
     return tensors(out)
-
 
 # ---- formulas, again, in fp64 and on whole tensors
 def largest(d, k):
@@ -55,17 +51,14 @@ def largest(d, k):
     kept[order[:k]] = True
     return kept.reshape(d.shape)
 
-
 def arc(x, y, t):
     theta = math.acos((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y))
     return (math.sin((1 - t) * theta) * x + math.sin(t * theta) * y) / math.sin(theta)
-
 
 def elect(v, w):
     sign = np.where(sum(v) >= 0, 1, -1)
     kept = [np.sign(x) == sign for x in v]
     return sum(x * k for x, k in zip(v, kept)), sum(c * k for c, k in zip(w, kept))
-
 
 def reference(method, w0, a, b, w=(0.7, 0.3), density=0.4, gamma=0.02, t=0.3):
     d, n = (a - w0, b - w0), a.size
@@ -87,7 +80,6 @@ def reference(method, w0, a, b, w=(0.7, 0.3), density=0.4, gamma=0.02, t=0.3):
     total, share = elect(v, w)
     return w0 + 1.5 * total / (np.where(share == 0, 1, share) if method == "ties" else 1)
 
-
 @pytest.mark.parametrize("method", ["linear", "slerp", "nuslerp", "model_stock", "task_arithmetic", "ties",
                                     "breadcrumbs", "breadcrumbs_ties"])
 def test_formula(three, tmp_path, monkeypatch, method):
@@ -100,7 +92,6 @@ def test_formula(three, tmp_path, monkeypatch, method):
     for k, x in out.items():
         want = reference(method, *(w[k].double().numpy() for w in weights))
         assert np.linalg.norm(x.double().numpy() - want) < 1e-6 * np.linalg.norm(want), k
-
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
 def test_random_masks(three, tmp_path, method):
@@ -123,22 +114,21 @@ def test_random_masks(three, tmp_path, method):
             assert (0.1 < more < 0.2) if method.startswith("della") else abs(more) < 0.05, k
     assert abs(kept / total - 0.3) < 0.01
 
-
 # ---- the whole way: transformers loads it, and its logits are those of a merge in memory
 def vlm(folder, seed, new_names, kind="llava", **text):
     torch.manual_seed(seed)
     text = LlamaConfig(**LLAMA | {"tie_word_embeddings": False} | text)
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=14)
-    c = LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(image_size=28, projection_dim=32, **small),
-                    image_token_index=383, tie_word_embeddings=False)
-    if kind == "internvl":
-        small |= {"patch_size": [14, 14], "image_size": [28, 28]}
-        c = InternVLConfig(text_config=text, vision_config=InternVLVisionConfig(**small), image_token_id=383)
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    if kind == "llava":
+        tower = CLIPVisionConfig(image_size=28, patch_size=14, projection_dim=32, **small)
+        c = LlavaConfig(text_config=text, vision_config=tower, image_token_index=383)
+    else:  # its head is tied by default
+        tower = InternVLVisionConfig(image_size=[28, 28], patch_size=[14, 14], **small)
+        c = InternVLConfig(text_config=text, vision_config=tower, image_token_id=383)
     model = AutoModelForImageTextToText.from_config(c).eval()
     model.save_pretrained(folder, save_original_format=not new_names)
     nano.build_tokenizer().save(str(folder / "tokenizer.json"))
     return model
-
 
 def logits(folder_or_model, kind=AutoModelForImageTextToText):
     model = folder_or_model
@@ -148,11 +138,10 @@ def logits(folder_or_model, kind=AutoModelForImageTextToText):
     with torch.no_grad():
         return model.eval()(input_ids=torch.arange(3, 40)[None]).logits
 
-
 @pytest.mark.parametrize("kind, new_names", [("llava", True), ("llava", False), ("internvl", True),
                                              ("internvl", False)])
 def test_llm_into_a_vlm(tmp_path, kind, new_names):
-    """the donor is untied. InternVL's head is tied here: it is filled from its embeddings, and then untied."""
+    """the donor is untied. InternVL's tied head is filled from its embeddings, and untied."""
     model, llm = vlm(tmp_path / "vlm", 0, new_names, kind), nano.build(tmp_path / "llm", seed=1, tied=False)
     out = merged(tmp_path / "out", llm, tmp_path / "vlm", t="mlp=0.5,self_attn=0.7,1")  # the VLM comes second
     own, donor = tensors(tmp_path / "vlm"), tensors(llm)
@@ -166,9 +155,8 @@ def test_llm_into_a_vlm(tmp_path, kind, new_names):
     assert torch.allclose(logits(tmp_path / "out"), logits(model), atol=1e-4)
     assert all(out[k].equal(x) for k, x in own.items() if "vision" in k or "projector" in k)
 
-
 def test_lora(tmp_path):
-    """against PEFT's merge_and_unload; modules_to_save take the place of the base's, and rsLoRA has its scale."""
+    """against PEFT's merge_and_unload, with modules_to_save and rsLoRA's scale"""
     peft = pytest.importorskip("peft")
     model = vlm(tmp_path / "vlm", 0, False)
     lora = peft.get_peft_model(model, peft.LoraConfig(
@@ -189,7 +177,6 @@ def test_lora(tmp_path):
         (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config | {field: x}))
         refused(f"adapter: {field}", tmp_path / "no", tmp_path / "adapter")
 
-
 def test_ends_dtype_and_shards(three, tmp_path, monkeypatch):
     folders, (_, a, b) = three
     monkeypatch.setattr(vm, "SHARD", 50_000)
@@ -198,16 +185,16 @@ def test_ends_dtype_and_shards(three, tmp_path, monkeypatch):
             out = merged(tmp_path / f"{method}{t}", *folders[1:], method=method, t=t)
             assert all(out[k].equal(x) for k, x in parent.items())
     assert len(list((tmp_path / "linear0").glob("model-*"))) > 3
-    assert torch.equal(logits(tmp_path / "linear0", AutoModelForCausalLM), logits(folders[1], AutoModelForCausalLM))
+    same = [logits(f, AutoModelForCausalLM) for f in (tmp_path / "linear0", folders[1])]
+    assert torch.equal(*same)
     half = merged(tmp_path / "half", *folders[1:], t=0.25, dtype="bf16")
     assert all(x.equal((a[k] * 0.75 + b[k] * 0.25).bfloat16()) for k, x in half.items())  # one cast
     assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == "bfloat16"
     recipe = json.loads((tmp_path / "half/merge.json").read_text())
     assert len(recipe["sha256"]) == 5 and len(recipe["groups"][0]["tensors"]) == len(a)
 
-
 def test_schedules_and_recipes(three, tmp_path):
-    """over layers; mergekit's gradients, filters and precedence. What is in no layer counts as of the first."""
+    """over layers; mergekit's gradients, filters, precedence. What is in no layer counts as of the first."""
     (_, a, b), (_, x, y) = three
     out = merged(tmp_path / "layers", a, b, t="0:0.25,1:0.75")
     slerp = {"merge_method": "slerp", "base_model": str(a), "dtype": "float32", "parameters": {"t": [
@@ -224,23 +211,23 @@ def test_schedules_and_recipes(three, tmp_path):
         assert out[k].equal((x[k] * (1 - share)).add(y[k], alpha=share))
         want = arc(x[k].double().numpy(), y[k].double().numpy(), share if "mlp" in k else 0.5)
         assert np.abs(arcs[k].double().numpy() - want).max() < 1e-6
-        assert torch.allclose(lines[k], 0.25 * x[k] + 0.75 * y[k] if "mlp" in k else (x[k] + y[k]) / 2, atol=1e-6)
-    for key, change in {"tokenizer_source": {"tokenizer_source": "union"}, "nearswap": {"merge_method": "nearswap"},
+        want = 0.25 * x[k] + 0.75 * y[k] if "mlp" in k else (x[k] + y[k]) / 2
+        assert torch.allclose(lines[k], want, atol=1e-6)
+    for key, change in {"tokenizer_source": {"tokenizer_source": "union"},
+                        "nearswap": {"merge_method": "nearswap"},
                         "rescale": {"parameters": {"rescale": True}}}.items():
         (tmp_path / "bad.yml").write_text(json.dumps(linear | change))
         refused(f"{key} is not supported", tmp_path / "no", recipe=tmp_path / "bad.yml")
 
-
 # ---- what is refused, and what a killed run leaves
-def refused(message, out, *inputs, recipe=None, **how):
-    flags = [x for k, v in how.items() for x in (f"--{k}", str(v))] + (["--recipe", str(recipe)] if recipe else [])
+def refused(message, out, *inputs, **how):
+    flags = [x for k, v in how.items() for x in (f"--{k}", str(v))]
     with pytest.raises(SystemExit) as e, pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr(vm, "die", lambda text: (said.append(text), sys.exit(2)))
         vm.merge_main([*map(str, inputs), "--out", str(out), *flags])
     assert e.value.code == 2 and message in said[0], said
     assert not list(out.parent.glob(f"{out.name}*")) or out.name == "there"
-
 
 def test_refusals(three, tmp_path):
     base, a, b = three[0]
@@ -250,9 +237,10 @@ def test_refusals(three, tmp_path):
     for message, change in {"hidden_size": {"hidden_size": 32}, "rope_theta: 10000.0": {"rope_theta": 5e5},
                             "num_key_value_heads: 2": {"num_key_value_heads": 4}}.items():
         refused(message, out, a, nano.build(tmp_path / message[:6], tied=False, **change))
-    refused("body.layers.0.mlp.down_proj.weight: [64, 192]", out, a, nano.build(tmp_path / "ff", tied=False,
-                                                                                intermediate_size=96))
-    refused("is not the base", out, a, base=nano.build(tmp_path / "stranger", seed=9, tied=False), method="ties")
+    narrow = nano.build(tmp_path / "narrow", tied=False, intermediate_size=96)
+    refused("body.layers.0.mlp.down_proj.weight: [64, 192]", out, a, narrow)
+    stranger = nano.build(tmp_path / "stranger", seed=9, tied=False)
+    refused("is not the base", out, a, base=stranger, method="ties")
     refused("task vectors: --base", out, a, b, method="ties")
     w = tensors(base)
     one = nano.build(tmp_path / "less", tied=False)
@@ -265,32 +253,26 @@ def test_refusals(three, tmp_path):
     vm.merge([str(a), str(b)], out, dry_run=True)
     assert not out.exists()
 
-
 def test_vocabularies(tmp_path):
-    """the second model's tokens stand in another order, and it has ten more rows."""
+    """two tokens of the second model have changed places, and it has ten more rows."""
     a, b = nano.build(tmp_path / "a"), nano.build(tmp_path / "b", seed=1, vocab_size=394)
     tok = json.loads((b / "tokenizer.json").read_text())
-    vocab = tok["model"]["vocab"]
-    names = [t for t, i in sorted(vocab.items(), key=lambda x: x[1]) if t.isalpha() and len(t) == 1 and t.isascii()]
-    vocab[names[0]], vocab[names[1]] = vocab[names[1]], vocab[names[0]]
-    vocab["only here"] = 390
+    vocab, size = tok["model"]["vocab"], len(tok["model"]["vocab"])
+    vocab |= {"k": vocab["q"], "q": vocab["k"], "only here": 390}
     (b / "tokenizer.json").write_text(json.dumps(tok))
-    x, y = tensors(a)["model.embed_tokens.weight"], tensors(b)["model.embed_tokens.weight"]
+    x, y = (tensors(f)["model.embed_tokens.weight"] for f in (a, b))
     assert merged(tmp_path / "first", a, b)["model.embed_tokens.weight"].equal(x)
-    rows = list(range(len(x)))
-    i, j = vocab[names[0]], vocab[names[1]]
-    rows[j], rows[i] = i, j
-    want, own = (x + y[rows]) / 2, len(vm.vocabulary(vm.open_model(str(a))))
-    want[own:] = x[own:]  # rows without a token
+    rows = torch.arange(len(x))
+    rows[[vocab["q"], vocab["k"]]] = rows[[vocab["k"], vocab["q"]]]
+    want = torch.where(torch.arange(len(x))[:, None] < size, (x + y[rows]) / 2, x)  # others have no token
     assert torch.allclose(merged(tmp_path / "out", a, b, vocab="shared")["model.embed_tokens.weight"], want)
-
 
 def test_killed(three, tmp_path):
     folders = three[0]
     code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import vl_merge_tool as vm; put = vm.put\n"
             "vm.put = lambda *x: (time.sleep(0.2), put(*x)); vm.merge(sys.argv[2:4], sys.argv[4])")
-    run = subprocess.Popen([sys.executable, "-c", code, str(ROOT), *map(str, folders[1:]), str(tmp_path / "out")],
-                           stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code, str(ROOT), *map(str, folders[1:]), str(tmp_path / "out")]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (left := list(tmp_path.glob("out.tmp-*/model*"))):
         assert run.poll() is None
         time.sleep(0.05)
@@ -299,7 +281,6 @@ def test_killed(three, tmp_path):
     with pytest.raises((OSError, ValueError)):
         AutoModelForCausalLM.from_pretrained(left[0].parent)
     assert merged(tmp_path / "out", *folders[1:])
-
 
 def test_against_mergekit(tmp_path):
     python = os.environ.get("MERGEKIT")
