@@ -96,6 +96,8 @@ def open_model(name):
         die(f"{name}: no model*.safetensors; .bin files are pickles, which are not read")
     found = {n: e for file in files for n, e in header(file).items()}
     names = {key_of(n): n for n in found}
+    if len(names) < len(found):
+        die(f"{name}: two tensors have one meaning, as {next(n for n in found if n not in names.values())}")
     tied, text = config.get("tie_word_embeddings", False), config.get("llm_config", config)
     try:  # for the defaults that config.json leaves out; of internvl_chat, custom code, only the LLM is known
         full = AutoConfig.for_model(**text)
@@ -546,12 +548,11 @@ def recipe(path):
         plain = [x if isinstance(x, list) and isinstance(x[0], dict) else [{"value": x}] for x in found]
         return sum(plain, [])
     keep = [i for i, name in enumerate(inputs) if name != base or method == "linear"]
-    if method == "slerp":
-        keep = [inputs.index(base)] + keep
-    o = {k: [spec(k, d, *levels[i]) for i in keep] for k, d in DEFAULTS.items()}
-    return o | {"inputs": [inputs[i] for i in keep], "method": method, "dtype": dtype,
-                "base": base if method not in ("linear", "slerp") else None,
-                "t": spec("t", 0.5, own, everywhere) if method == "slerp" else None,
+    o = {"inputs": [inputs[i] for i in keep], "method": method, "dtype": dtype}
+    if method == "slerp":  # from the base to the other
+        return o | {"inputs": [base, *o["inputs"]], "t": spec("t", 0.5, own, everywhere)}
+    o |= {k: [spec(k, d, *levels[i]) for i in keep] for k, d in DEFAULTS.items()}
+    return o | {"t": None, "base": base if method != "linear" else None,
                 "lam": spec("lambda", 1.0, own, everywhere), "normalize": everywhere.get("normalize")}
 
 def merge_args(argv=None):
