@@ -65,7 +65,7 @@ def sides(python, folder, method, dtype):
         recipe["base_model"] = str(folder / ("a" if method == "slerp" else "base"))
     file, one, two = folder / f"{method}.yml", folder / "ours", folder / "theirs"
     file.write_text(json.dumps(recipe))
-    script = next(ROOT / f for f in ("vl_merge_tool.py", "vl_merge.py") if (ROOT / f).exists())
+    script = ROOT / "vl_merge.py"
     ours = [sys.executable, script, "merge", "--recipe", file, "--out", one]
     return (ours + ["--no-checksums"], one), (ours, one), ([python, "-c", THEIRS, file, two], two)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionConfig, InternVLConfig,
                           InternVLVisionConfig, LlamaConfig, LlavaConfig)
 
-import vl_merge_tool as vm
+import vl_merge as vm
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = {k: v for k, v in nano.CONFIG.items() if k not in ("architectures", "model_type", "dtype")}
@@ -261,7 +261,7 @@ def test_vocabularies(tmp_path):
 
 def test_killed(three, tmp_path):
     folders = three[0]
-    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import vl_merge_tool as vm; put = vm.put\n"
+    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import vl_merge as vm; put = vm.put\n"
             "vm.put = lambda *x: (time.sleep(0.2), put(*x)); vm.merge(sys.argv[2:4], sys.argv[4])")
     command = [sys.executable, "-c", code, str(ROOT), *map(str, folders[1:]), str(tmp_path / "out")]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
