@@ -111,7 +111,7 @@ def parse_args(argv=None):
     add("--beta", type=float, default=0.1, help="DPO: weight of the distance from the adapted model")
     add("--seed", type=int, default=0, help="order of rows, start of A and of the projector")
     add("--max-new", type=int, help="tokens of an answer; default 256, tiny 14")
-    add("--limit", type=int, help="items of a set; default: all, tiny 40")
+    add("--limit", type=int, help="items of a set; default: all, tiny 30")
     add("--keep-text", action="store_true", help="store answers to your prompts, not only verdicts")
     for word in sys.argv[1:] if argv is None else argv:  # else "--lrate 3" is an error about the stage "3"
         if word.startswith("--") and word.partition("=")[0] not in p._option_string_actions:
@@ -131,7 +131,7 @@ def parse_args(argv=None):
     a.tiny, tag = not a.model, "tiny"
     a.proxy = not (a.prompts or a.questions) and (a.tiny or a.stage == "ask")  # asked what the repository has
     if a.proxy:
-        a.max_new, a.limit = a.max_new or 14, a.limit or 40
+        a.max_new, a.limit = a.max_new or 14, a.limit or 30
     if a.tiny:
         drawn = DATA / "proxy_images"
         a.model, a.vision = str(DATA / "organism/model"), str(DATA / "vision/internvit")
@@ -252,7 +252,7 @@ TINY = ("organism/safety.jsonl", "vision/internvit", "easyvqa/test.jsonl",
 REFUSALS = ("proxy/dev", "proxy/direct", "proxy/wrapped", "proxy/ordinary", "proxy/contrast",
             "proxy_images/refusal_dev", "proxy_images/refusal_test", "proxy_images/refusal_contrast")
 ROWS = {"pretrain": 480, "data": 1600, "safety": 300, "preferences": 240}  # of the miniature: 14 minutes
-GROUPS = 5  # of blocks, restored one after the other
+GROUPS = 3  # of blocks, restored one after the other
 QUESTIONS = ("proxy_images/vqa_dev", "proxy_images/vqa_test", "proxy_images/vqa_policy", "easyvqa/test")
 
 def prepared(path):
