@@ -27,6 +27,7 @@ from statistics import median
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIR = {"weight": [0.7, 0.3], "density": [0.5, 0.5]}
@@ -46,6 +47,7 @@ print(f"{sys.argv[2]}: {time.time() - start:.2f} s")
 
 def make(folder, layers, D, vocab, dtype):
     """base, and a and b with small random differences"""
+    disable_progress_bar()
     config = LlamaConfig(hidden_size=D, intermediate_size=11 * D // 4, num_hidden_layers=layers,
                          num_attention_heads=D // 32, num_key_value_heads=D // 256, vocab_size=vocab)
     for seed, name in enumerate(("base", "a", "b")):
