@@ -8,7 +8,7 @@ Lee et al., https://arxiv.org/abs/2410.07571
 
 A chat model that refuses learns to see, from images and texts with nothing unsafe in them: does it still
 refuse? Does safety tuning of the result (SFT, DPO, both tasks at once) mend it, and what is refused then that
-should not be? The paper's answer is to merge weights: W(t) = (1 - t) W_VL + t W_donor, the donor being the
+should not be? The paper's answer is to merge weights: W(t) = (1 - t) W_VL + t W_donor, the donor being a
 safety-tuned model or the chat model itself. Its coefficients are not known here: the sweep of t is ours.
 
     python vl_merge.py                     # the miniature: SmolLM2-135M learns to see drawn pictures
@@ -18,8 +18,8 @@ safety-tuned model or the chat model itself. Its coefficients are not known here
     python vl_merge.py merge A B --method slerp --t 0.4 --out DIR      # any two models; merge --help
 
 The miniature: TIME minutes on two cores of a Zen 4 EPYC. Not timed on a GPU. Every stage is a folder that
-transformers loads; a run that was stopped goes on after the last one. Read experiment(), METHOD, and merge();
-what stands under ENGINE makes it fast and small, and is alike in every script.
+transformers loads; a run that was stopped goes on after the last one. Read experiment() and METHOD; of the
+merging tool combine() and vectors(), its formulas. What stands under ENGINE is alike in every script.
 """
 import argparse
 import ctypes
@@ -83,7 +83,7 @@ def parse_args(argv=None):
     p = argparse.ArgumentParser(description="vision-language adaptation and safety (arXiv 2410.07571)")
     p.error, add = die, p.add_argument
     add("stage", nargs="?", default="all", choices=["all", "ask", "adapt", "tune"],
-        help="up to; ask: the model as it is. merge: the tool, see merge --help")
+        help="last stage to run; ask: only --model as it is; merge: another tool, see merge --help")
     add("--model", help="folder or hub id of a safe chat model; default: the miniature")
     add("--vision", default="openai/clip-vit-large-patch14-336", help="its eyes: "
         "CLIP makes it a LLaVA, InternViT an InternVL")
@@ -125,7 +125,7 @@ def parse_args(argv=None):
     if a.name and (a.name == ".." or Path(a.name).name != a.name):  # --overwrite would empty another folder
         die(f"--name {a.name}: expected a folder's name")
     if a.model and a.stage != "ask" and not (a.data or a.safety or a.preferences):
-        die("--model needs --pretrain and --data to learn to see, --safety or --preferences; or stage ask")
+        die("--model needs rows: --pretrain and --data, --safety, --preferences; or the stage ask")
     if not all(0 <= t <= 1 for t in a.shares):
         die("--shares: expected numbers from 0 to 1")
     a.tiny, tag = not a.model, "tiny"
@@ -159,8 +159,9 @@ def experiment(a):
     rows = {what: checked(read_rows(path, a.images), what) for what, path in paths.items() if path}
     for part, items in (("dev", dev), ("test", test)):
         labels = {r.get("label", "allowed") for r in items}
-        if a.stage == "all" and labels != {"forbidden", "allowed"}:
-            die(f"--prompts: no forbidden, or nothing allowed and no --questions, in a {part} file")
+        lacks = {"forbidden", "allowed"} - labels
+        if a.stage == "all" and lacks:
+            die(f"--prompts: no {min(lacks)} prompt in a {part} set; a dev set is a file named ...dev.jsonl")
     if a.tiny:
         rows = {what: found[:ROWS[what]] for what, found in rows.items()}
     res = open_run(a, [asked, rows])
@@ -171,7 +172,7 @@ def experiment(a):
     samples = [row for row in samples if row["stage"] in res]  # a kill may leave a stage without its numbers
 
     def measure(stage, folder, items=test):
-        """asks the model of a folder"""
+        """the model of a folder answers the items; answers, verdicts and rates are kept"""
         if stage not in res:
             say(f"measuring: {stage}")
             found = ask(*load(a, folder), items, a)
@@ -187,30 +188,35 @@ def experiment(a):
         if not folder.exists():
             say(f"training: {stage}")
             model, tok = load(a, source)
-            tune(model, encode_rows(model, tok, rows, a), learns, a, adapter_folder)
+            items = encode_rows(model, tok, rows, a)
+            if stage == "aligned" and not is_vlm:
+                start_projector(model, [name for row in rows for name in row["images"]][:256])
+            tune(model, items, learns, a, adapter_folder)
             save_stage(model, adapter_folder, source, a)
-            merge([adapter_folder], folder)
+            merge([adapter_folder], folder)  # of one: W + s B A is written out
         measure(stage, folder)
         return folder
 
     # 1. the chat model is asked; it gets eyes: a frozen vision tower and a projector that knows nothing
     try:
-        sees = hasattr(AutoConfig.from_pretrained(a.model), "vision_config")
+        is_vlm = hasattr(AutoConfig.from_pretrained(a.model), "vision_config")
     except (OSError, ValueError) as e:
         die(f"--model {a.model}: {str(e).strip().splitlines()[0]}")
-    measure("model" if sees else "chat", a.model, test if sees else [r for r in test if not r["images"]])
+    if not is_vlm and a.stage != "ask" and not {"pretrain", "data"} <= set(rows):
+        die(f"--model {a.model}: does not see; to learn it, it needs --pretrain and --data")
+    measure("model" if is_vlm else "chat", a.model, test if is_vlm else [r for r in test if not r["images"]])
     if a.stage == "ask":
         return report(res, a)
-    start = a.model if sees else make_vlm(a, a.folder / "start")
+    start = a.model if is_vlm else make_vlm(a, a.folder / "start")
 
     # 2. vision-language adaptation: the projector learns from captions, then both from instructions
     aligned = tuned("aligned", start, rows["pretrain"], ["projector"]) if "pretrain" in rows else start
-    vl = tuned("VL", aligned, rows["data"], ["projector", "language"]) if "data" in rows else start
+    vl = tuned("VL", aligned, rows["data"], ["projector", "language"]) if "data" in rows else aligned
     if a.stage == "adapt":
         return report(res, a)
 
     # 3. safety tuning of the result, by SFT beside as many general rows and by DPO; and both tasks at once
-    donors = {} if sees else {"chat": a.model}
+    donors = {} if is_vlm else {"chat": a.model}
     general = rows.get("data", [])
     if "safety" in rows:
         mixed = rows["safety"] + general[:len(rows["safety"])]
@@ -224,25 +230,26 @@ def experiment(a):
 
     # 4. what has adaptation changed, and which blocks, restored, bring refusals back?
     depth = AutoConfig.from_pretrained(vl).get_text_config().num_hidden_layers
-    res["layers"] = {what: drift(start, vl if what == "chat" else donor) for what, donor in donors.items()}
-    for k in range(0 if sees else min(GROUPS, depth)):
+    stages = {"VL": vl} | {stage: folder for stage, folder in donors.items() if stage != "chat"}
+    res["layers"] = {stage: drift(start, folder) for stage, folder in stages.items()}
+    for k in range(0 if is_vlm else min(GROUPS, depth)):
         first, last = (j * depth // min(GROUPS, depth) for j in (k, k + 1))
-        schedule = ",".join(f"{i}:{int(first <= i < last)}" for i in range(depth))
-        with merged([vl, a.model], "linear", schedule, a) as folder:
+        chat_share = ",".join(f"{i}:{int(first <= i < last)}" for i in range(depth))
+        with merged([vl, a.model], "linear", chat_share, a) as folder:
             measure(f"chat blocks {first}-{last - 1}", folder, dev)
 
-    # 5. merging: t is chosen on the dev sets, and as often for each method; what was chosen is reported
+    # 5. merging: t is chosen on the dev sets, each method has as many tries; what was chosen is reported
     tuned_one = [donor for donor in donors if donor != "chat"][:1]
-    pairs = [] if sees else [("chat", "linear")]
+    pairs = [] if is_vlm else [("chat", "linear")]
     for donor, method in pairs + [(donor, method) for donor in tuned_one for method in a.methods]:
         points = {}
         for t in a.shares:
             with merged([vl, donors[donor]], method, t, a, base=start) as folder:
                 point = measure(f"dev {donor} {method} {t}", folder, dev)
             points[t] = point["safety"]["value"] + point["helpfulness"]["value"]
-        t = max(points, key=points.get)
+        t = res.setdefault("chosen t", {})[f"{donor} {method}"] = max(points, key=points.get)
         with merged([vl, donors[donor]], method, t, a, base=start) as folder:
-            measure(f"{donor} {method} {t}", folder)
+            measure(f"{donor} {method}", folder)
     draw(res, a.folder / "figure.png")
     report(res, a)
 
@@ -365,12 +372,12 @@ def encode(model, tok, row, messages, ask=False):
 
 def encode_rows(model, tok, rows, a):
     """rows -> [(Doc,)], of preferences [(chosen, rejected)]; what is left out is said."""
-    see(model, {name for row in rows for name in row["images"]}, a)
+    cache_features(model, {name for row in rows for name in row["images"]}, a)
     items, long, blind = [], 0, 0
     for row in rows:
-        blind += any(name not in model.seen for name in row["images"])
-        if all(name in model.seen for name in row["images"]):
-            model.images[row["at"]] = row["images"]
+        blind += any(name not in model.feature_files for name in row["images"])
+        if all(name in model.feature_files for name in row["images"]):
+            model.images_of[row["at"]] = row["images"]
             turns = to_messages(row)
             answers = [[{"role": "assistant", "content": row[k]}] for k in ("chosen", "rejected") if k in row]
             item = tuple(encode(model, tok, row, turns + answer) for answer in answers or [[]])
@@ -380,7 +387,7 @@ def encode_rows(model, tok, rows, a):
                 items.append(item)
     say(f"{len(items)} of {len(rows)} rows kept, {blind} with an image that cannot be read, {long} over "
         f"{a.max_len} tokens")
-    return items or die(f"{rows[0]['at']}: no row with an answer to learn from")
+    return items or die(f"{rows[0]['at']}: no row is left to learn from, see the counts above")
 
 # ==== METHOD ====
 # the VLM is transformers' own LLaVA or InternVL: tower -> projector -> where the placeholders stand
@@ -390,23 +397,23 @@ def make_vlm(a, folder):
         return folder
     llm = AutoModelForCausalLM.from_pretrained(a.model, dtype="auto", use_safetensors=True)
     try:
-        eyes = AutoModel.from_pretrained(a.vision, dtype="auto", use_safetensors=True)
+        tower = AutoModel.from_pretrained(a.vision, dtype="auto", use_safetensors=True)
     except (OSError, ValueError) as e:
         die(f"--vision {a.vision}: {str(e).strip().splitlines()[0]}")
-    eyes, tok = getattr(eyes, "vision_model", eyes), AutoTokenizer.from_pretrained(a.model)
+    tower, tok = getattr(tower, "vision_model", tower), AutoTokenizer.from_pretrained(a.model)
     tok.add_tokens(["<image>"], special_tokens=True)
     if len(tok) > llm.config.vocab_size:
         llm.resize_token_embeddings(len(tok), pad_to_multiple_of=64)
-    shared = dict(text_config=llm.config, vision_config=eyes.config, image_token_id=len(tok) - 1,
+    shared = dict(text_config=llm.config, vision_config=tower.config, image_token_id=len(tok) - 1,
                   tie_word_embeddings=llm.config.tie_word_embeddings)
-    if eyes.config.model_type.startswith("clip"):
+    if tower.config.model_type.startswith("clip"):
         config = transformers.LlavaConfig(**shared)
     else:  # 8 x 8 patches become 2 x 2 tokens in the miniature: 4 x 4 beside each other
         config = transformers.InternVLConfig(**shared, downsample_ratio=0.25 if a.tiny else 0.5)
     torch.manual_seed(a.seed)
     with torch.device("meta"):  # its parts come next
         model = transformers.AutoModelForImageTextToText.from_config(config)
-    model.model.language_model, model.lm_head, model.model.vision_tower = llm.model, llm.lm_head, eyes
+    model.model.language_model, model.lm_head, model.model.vision_tower = llm.model, llm.lm_head, tower
     model.model.multi_modal_projector = type(model.model.multi_modal_projector)(config)
     new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     model.save_pretrained(new)
@@ -416,27 +423,27 @@ def make_vlm(a, folder):
     return folder
 
 def load(a, folder):
-    """-> engine's model with fresh adapters, tokenizer; a VLM sees model.pictures at the placeholders."""
+    """-> engine's model with fresh adapters, tokenizer; a VLM is_vlm model.features at the placeholders."""
     model, tok = load_model(str(folder), a.bits, a.device, DTYPES[a.dtype], a.max_len)
     add_lora(model, a.rank, 2 * a.rank, a.seed)
-    model.seen, model.images, model.pictures, model.eyes = {}, {}, None, None
+    model.feature_files, model.images_of, model.features, model.processor = {}, {}, None, None
     tok.picture = None
     if hasattr(model.config, "vision_config"):
-        model.eyes = image_processor(folder)
+        model.processor = image_processor(folder)
         model.model.multi_modal_projector.float()  # it is trained whole; bf16 would lose small steps
         tok.picture = tok.convert_ids_to_tokens(model.config.image_token_id)
-        see(model, ["white"], a)
-        tok.per_image = len(load_file(model.seen["white"])["features"])  # tokens an image
-        model.get_input_embeddings().register_forward_hook(partial(put_pictures, model))
+        cache_features(model, ["white"], a)
+        tok.per_image = len(load_file(model.feature_files["white"])["features"])  # tokens an image
+        model.get_input_embeddings().register_forward_hook(partial(put_features, model))
     return model, tok
 
-def put_pictures(model, embedding, inputs, x):
+def put_features(model, embedding, inputs, x):
     """a hook on the embedding: ids (B, T), x (B, T, D); row by row, the placeholders become the projected
-    features (n, D) of model.pictures. While an answer is decoded there are none."""
+    features (n, D) of model.features. While an answer is decoded there are none."""
     here = inputs[0] == model.config.image_token_id
-    if model.pictures is None or here.shape[1] == 1 or not here.any():  # 1: a token that was written
+    if model.features is None or here.shape[1] == 1 or not here.any():  # 1: a token that was written
         return x
-    new = model.model.multi_modal_projector(model.pictures.float()).flatten(0, -2)
+    new = model.model.multi_modal_projector(model.features.float()).flatten(0, -2)
     return x.masked_scatter(here[..., None], new.to(x.dtype))
 
 def open_image(name):
@@ -459,16 +466,16 @@ def image_processor(name):
     return (getattr(transformers, f"{kind}Pil", None) or AutoImageProcessor).from_pretrained(name)
 
 @torch.no_grad()
-def see(model, names, a):
+def cache_features(model, names, a):
     """features (n, D') of images before the projector, from transformers' own get_image_features: computed
-    once by the frozen tower, kept as files -> model.seen {name: file}. What cannot be read is said."""
-    names = sorted(set(names) - set(model.seen))
+    once by the frozen tower, kept as files -> model.feature_files {name: file}. Unreadable ones are said."""
+    names = sorted(set(names) - set(model.feature_files))
     if not names:
         return
     c, weights = model.config, [p.flatten()[:16].tolist() for p in model.model.vision_tower.parameters()]
     layer, ratio = c.vision_feature_layer, getattr(c, "downsample_ratio", None)
     how = layer, ratio, c.vision_feature_select_strategy
-    tower = hashlib.sha256(f"{c.vision_config}{model.eyes}{how}{weights}".encode()).hexdigest()[:8]
+    tower = hashlib.sha256(f"{c.vision_config}{model.processor}{how}{weights}".encode()).hexdigest()[:8]
     folder, projector, grabbed = a.out / f"vl_merge/features-{tower}", model.model.multi_modal_projector, []
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -486,29 +493,29 @@ def see(model, names, a):
                 path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
                 if not path.exists():
                     todo.append((path, open_image(name)))
-                model.seen[name] = path
+                model.feature_files[name] = path
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
                 say(f"  {name}: cannot be read ({e})")
         if todo:
             images = [image for _, image in todo]
-            x = model.eyes(images, return_tensors="pt", input_data_format="channels_last")
+            x = model.processor(images, return_tensors="pt", input_data_format="channels_last")
             model.get_image_features(x["pixel_values"].to(model.device))
             for (path, _), h in zip(todo, grabbed.pop()):
                 write(path, partial(save_file, {"features": h.clone()}))
     hook.remove()
 
-def show(model, names):
+def set_features(model, names):
     """the features of these images (n, D') are what the next forward reads."""
-    found = [load_file(model.seen[name])["features"] for name in names]
-    model.pictures = torch.cat(found).to(model.device) if found else None
+    found = [load_file(model.feature_files[name])["features"] for name in names]
+    model.features = torch.cat(found).to(model.device) if found else None
 
 @torch.no_grad()
 def start_projector(model, names):
-    """so that it learns at all from DINOv2, whose features share a large common part: inputs standardised by
-    dimension, outputs of 3 standard deviations of the token embeddings (both ours)."""
+    """inputs standardised by dimension, outputs of 3 standard deviations of the token embeddings (both ours):
+    from the usual start the miniature ignored its images, as its features share a large common part."""
     projector, table = model.model.multi_modal_projector, model.get_input_embeddings().weight
-    show(model, names)
-    x, norm = model.pictures.float().flatten(0, -2), getattr(projector, "layer_norm", None)
+    set_features(model, names)
+    x, norm = model.features.float().flatten(0, -2), getattr(projector, "layer_norm", None)
     x = x if norm is None else F.layer_norm(x, norm.normalized_shape)
     std, mean = torch.std_mean(x, 0)
     std = std.clamp(min=1e-3)
@@ -518,7 +525,7 @@ def start_projector(model, names):
     else:  # LLaVA: within the first matrix
         projector.linear_1.weight /= std
         projector.linear_1.bias -= projector.linear_1.weight @ mean
-    scale = 3 * table.float().std() / projector(model.pictures.float()).std()
+    scale = 3 * table.float().std() / projector(model.features.float()).std()
     projector.linear_2.weight *= scale
     projector.linear_2.bias *= scale
 
@@ -543,8 +550,8 @@ def dpo_loss(model, p, a):
     return -F.logsigmoid(a.beta * (margins(model, p) - before)).sum()
 
 def tune(model, items, learns, a, folder):
-    """one pass of AdamW over items (the documents of a row) on A and B ("language") and the "projector" ->
-    log.jsonl, state.safetensors every twenty steps. A step's loss is a mean over its targets, or its pairs"""
+    """one pass of AdamW over items (the documents of a row) on what learns: "language" (A and B), "projector"
+    -> log.jsonl, state.safetensors every twenty steps. A step's loss is a mean over its targets, or pairs"""
     folder.mkdir(exist_ok=True)
     named = {"language": adapter(model), "projector": projector_weights(model)}
     peaks, params = {"language": a.lr, "projector": a.projector_lr}, {}
@@ -558,8 +565,6 @@ def tune(model, items, learns, a, folder):
     have, longest = 0.95 * (free_memory(model.device) + used), max(len(d.ids) for item in items for d in item)
     size, kept, _ = choose_split(model, a.rank, have, longest=longest * len(items[0]))
     pairs, loss_of = len(items[0]) == 2, dpo_loss if len(items[0]) == 2 else answer_loss
-    if learns == ["projector"]:
-        start_projector(model, [name for item in items for name in model.images[item[0].at]][:256])
     model.reference = reference(model, items, size) if pairs else {}  # before a state changes the adapters
     steps, log = math.ceil(len(items) / a.batch), []
     if (folder / "state.safetensors").exists():
@@ -596,10 +601,10 @@ def tune(model, items, learns, a, folder):
 def packs(model, rows, size):
     """items of a step -> Packs of at most so many tokens, the documents of an item together, their pictures
     shown"""
-    whole = [Doc(sum((d.ids for d in item), []), None, item) for item in rows]
+    whole = [Doc(sum((d.ids for d in item), []), None, at=item) for item in rows]  # at: carries the item
     for group in micro_batches(whole, size):
         docs = [d for item in group for d in item.at]
-        show(model, [name for d in docs for name in model.images[d.at]])
+        set_features(model, [name for d in docs for name in model.images_of[d.at]])
         yield pack(docs, model.device)
 
 def projector_weights(model):
@@ -648,10 +653,10 @@ def merged(inputs, method, t, a, base=None):
     """a folder of the merged model, gone afterwards."""
     folder = a.folder / "merged"
     shutil.rmtree(folder, ignore_errors=True)
-    if method in ("linear", "slerp", "nuslerp"):  # t is the donor's share, else the weight of its task vector
+    if method in ("linear", "slerp", "nuslerp"):  # else 1 - t and t are weights of the two task vectors
         merge(inputs, folder, method, t)
     else:
-        merge(inputs, folder, method, [1 - t, t], base)
+        merge(inputs, folder, method, [1 - t, t], base, density=0.5)  # half of each is trimmed or dropped
     yield folder
     shutil.rmtree(folder)
 
@@ -667,17 +672,17 @@ def drift(before, after):
 # ---- answers, numbers, the run's folder and figure
 def ask(model, tok, items, a):
     """-> a row an item: refused, or acc of a question or a multiple choice."""
-    see(model, {name for r in items for name in r.get("images", ())}, a)
-    items = [r for r in items if all(name in model.seen for name in r.get("images", ()))]
+    cache_features(model, {name for r in items for name in r.get("images", ())}, a)
+    items = [r for r in items if all(name in model.feature_files for name in r.get("images", ()))]
     chat = [r for r in items if "continuations" not in r]
     docs = [encode(model, tok, r, [{"role": "user", "content": r["prompt"]}], ask=True) for r in chat]
     order, rows, texts = sorted(range(len(docs)), key=lambda i: len(docs[i].ids)), [], {}
     with dense_weights(model):
         for part in (order[j:j + 64] for j in range(0, len(order), 64)):
-            show(model, [name for i in part for name in chat[i]["images"]])
+            set_features(model, [name for i in part for name in chat[i]["images"]])
             for i, (ids,) in zip(part, generate(model, [docs[i].ids for i in part], a.max_new, tok.ends)):
                 texts[i] = tok.decode(ids, skip_special_tokens=True)
-        model.pictures = None
+        model.features = None
         quiz = [r for r in items if "continuations" in r]
         choices = score(model, [choice_ids(tok, r) for r in quiz])
     for i, r in enumerate(chat):
@@ -749,7 +754,7 @@ def draw(res, path):
     for stage, metrics in res.items():
         if stage.startswith("dev "):
             lines.setdefault(stage.rpartition(" ")[0], []).append(stage)
-        elif stage != "layers" and not stage.startswith("chat blocks"):
+        elif "safety" in metrics and not stage.startswith("chat blocks"):
             x, y = (100 * metrics[m]["value"] for m in ("safety", "helpfulness"))
             ci = [100 * np.abs(np.array(metrics[m]["ci95"]) - metrics[m]["value"])[:, None]
                   for m in ("safety", "helpfulness")]
@@ -763,7 +768,7 @@ def draw(res, path):
     write(path, partial(fig.savefig, format="png", dpi=130))
 
 def report(res, a):
-    for stage in (s for s in res if s != "layers"):
+    for stage in (s for s in res if "safety" in res[s]):
         for metric, found in res[stage].items():
             if metric in ("safety", "helpfulness") or not stage.startswith(("dev", "chat blocks")):
                 say(f"{stage:24}{metric:32}{evals.show(found):26}n {found['n']}")
@@ -771,7 +776,7 @@ def report(res, a):
         cos, change = np.array(list(matrices.values())).T
         say(f"matrices, {what}: cosine {cos.min():.4f} to {cos.max():.4f}, |dW| / |W| {change.min():.1%} to "
             f"{change.max():.1%}")
-    say(f"\nfiles: {a.folder}")
+    say(f"chosen t: {res.get('chosen t')}\nfiles: {a.folder}")
 
 # ==== MERGING TOOL: streams any two models; the experiment calls merge() ====
 # ---- merging: a worker reads a block of rows of every input, merges it in fp32, casts once and writes it to

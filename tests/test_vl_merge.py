@@ -128,7 +128,7 @@ def test_ids_targets_logits_and_answers(kind, both, inputs):
         text, images = tok.apply_chat_template(r["messages"], tokenize=False), map(Image.open, r["images"])
         assert doc.ids == tok(text.replace("<image>", 4 * "<image>")).input_ids
         if kind == "clip":
-            processor = LlavaProcessor(model.eyes, tok, 14, "default", num_additional_image_tokens=1)
+            processor = LlavaProcessor(model.processor, tok, 14, "default", num_additional_image_tokens=1)
             assert doc.ids == processor(text=text, images=list(images) or None)["input_ids"][0]
         want[doc.at] = other(**given(other, doc.ids, r["images"])).logits[0]
     for size in (1024, 1):  # all in one pack, each alone
@@ -138,7 +138,7 @@ def test_ids_targets_logits_and_answers(kind, both, inputs):
                 torch.testing.assert_close(got, want[at], rtol=1e-4, atol=1e-4)
     asked = [v.encode(model, tok, r, r["messages"][:1], ask=True).ids for r in rows]
     with v.dense_weights(model):
-        v.show(model, [name for r in rows for name in r["images"]])
+        v.set_features(model, [name for r in rows for name in r["images"]])
         answers = v.generate(model, asked, 12, tok.ends)
     for ids, r in zip(asked, rows):
         new = other.generate(**given(other, ids, r["images"]), do_sample=False, max_new_tokens=12,
@@ -170,7 +170,7 @@ def test_a_loss_and_its_gradient_in_any_split(kind, name, both, inputs):
         torch.nn.init.normal_(lin.B, 0, 0.05)
         other.get_submodule(target).weight.data += (lin.s * lin.B @ lin.A).detach()
     for item in items:
-        new, before = ([log_p(m, doc, model.images[doc.at]) for doc in item] for m in (other, old))
+        new, before = ([log_p(m, doc, model.images_of[doc.at]) for doc in item] for m in (other, old))
         margin = new[0] - before[0] - new[-1] + before[-1]
         want = want - (logsigmoid(a.beta * margin) if dpo else new[0])  # arXiv 2305.18290, eq. 7
     want.backward()
@@ -193,8 +193,8 @@ def see_anew(a, folder, names):
     """-> features by a model just loaded, how many pictures its tower was given"""
     model, calls = v.load(a, folder)[0], []
     model.get_image_features = lambda x: calls.append(len(x)) or type(model).get_image_features(model, x)
-    v.see(model, names, a)
-    return torch.stack([v.load_file(model.seen[name])["features"] for name in names]), sum(calls)
+    v.cache_features(model, names, a)
+    return torch.stack([v.load_file(model.feature_files[name])["features"] for name in names]), sum(calls)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_the_projectors_input_and_computed_once(kind, inputs, both, tmp_path):
@@ -216,10 +216,10 @@ def test_features_are_the_projectors_input_and_computed_once(kind, inputs, both,
 def test_the_projector_starts_with_what_it_promises(kind, both, inputs):
     (a, model, _, other), names, seen = both(kind), [str(inputs / f"{i}.png") for i in range(6)], []
     projector, table = model.model.multi_modal_projector, model.get_input_embeddings().weight
-    v.see(model, names, a)
+    v.cache_features(model, names, a)
     v.start_projector(model, names)
     projector.linear_1.register_forward_hook(lambda _, x, y: seen.extend((x[0], y)))
-    assert projector(model.pictures).std().item() == pytest.approx(3 * table.std().item(), rel=1e-4)
+    assert projector(model.features).std().item() == pytest.approx(3 * table.std().item(), rel=1e-4)
     x, z = (t.flatten(0, -2) for t in seen)
     if kind == "clip":  # what standardises is a part of the first matrix
         x = (x - x.mean(0)) / x.std(0)
@@ -258,14 +258,18 @@ def test_files_and_numbers_of_a_run(done):
         want |= {f"{stage}/{f}" for f in MODEL | {"merge.json"}} | {f"{stage}-adapter/{f}" for f in KEPT}
     assert set(tree(folder)) == want
     res, samples = json.loads((folder / "results.json").read_text()), lines(folder / "samples.jsonl")
-    pairs, blocks = ("chat linear", "SFT linear", "SFT ties"), [f"chat blocks {i}-{i}" for i in range(5)]
-    chosen, tried = [s for s in res if s.startswith(pairs)], [f"dev {p} {t}.0" for p in pairs for t in (0, 1)]
-    assert set(res) == {"chat", "layers", *STAGES, *blocks, *tried, *chosen} and len(chosen) == 3
-    items = dict.fromkeys([*STAGES, *chosen], 16) | dict.fromkeys([*blocks, *tried], 12)
+    pairs, blocks = ("chat linear", "SFT linear", "SFT ties"), [f"chat blocks {x}" for x in ("0-0", "1-2", "3-4")]
+    tried = [f"dev {p} {t}.0" for p in pairs for t in (0, 1)]
+    assert set(res) == {"chat", "layers", "chosen t", *STAGES, *blocks, *tried, *pairs}
+    items = dict.fromkeys([*STAGES, *pairs], 16) | dict.fromkeys([*blocks, *tried], 12)
     assert Counter(s["stage"] for s in samples) == items | {"chat": 5}
-    for stage, parent in (("chat linear 0.0", "VL"), ("SFT linear 0.0", "VL"), ("SFT linear 1.0", "SFT")):
-        assert stage not in chosen or res[stage] == res[parent]
-    assert {what: len(found) for what, found in res["layers"].items()} == {"chat": 35, "SFT": 35, "DPO": 35}
+    assert list(res["chosen t"]) == list(pairs)
+    for pair, t in res["chosen t"].items():
+        points = {t: sum(res[f"dev {pair} {t}"][m]["value"] for m in ("safety", "helpfulness")) for t in (0.0, 1.0)}
+        assert points[t] == max(points.values())
+        if pair != "SFT ties":  # half of its task vector is trimmed
+            assert res[pair] == res["VL"] if t == 0 else pair == "chat linear" or res[pair] == res["SFT"]
+    assert {what: len(found) for what, found in res["layers"].items()} == {"VL": 35, "SFT": 35, "DPO": 35}
     assert all(0 < cos < 1 and change > 0 for x in res["layers"].values() for cos, change in x.values())
     assert [len(log(folder / f"{stage}-adapter")) for stage in STAGES] == [22, 23, 24, 35, 22]
 
