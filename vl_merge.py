@@ -781,7 +781,7 @@ def report(res, a):
 # ==== MERGING TOOL: streams any two models; the experiment calls merge() ====
 # ---- merging: a worker reads a block of rows of every input, merges it in fp32, casts once and writes it to
 # its place in the output, which the shapes tell. While one reads or writes, another computes; no block waits
-BLOCK = 2**17  # elements: in fp32 a block stays in a core's second cache from read to write
+BLOCK = 2**19  # elements: smaller ones stay in a core's cache, but threads then wait for Python
 SHARD = 5e9  # bytes of an output file
 SAMPLE = 2**16  # elements that bracket a quantile
 SUMS = ["linear", "slerp", "nuslerp", "model_stock"]  # of whole tensors; the other methods: of W_i - W_0
@@ -1235,7 +1235,7 @@ def merge(inputs, out, method="linear", t=0.5, base=None, weight=1.0, density=1.
         moved[j.name] = sum(bytes_of(e) for e in [tensors[j.name], j.base, *(j.sources or [j.own])] if e)
     for p, names in groups.items():
         say(f"{len(names):5} tensors {'copied' if p == 'null' else method + ' ' + p}: {names[0]} ..")
-    size, workers = sum(map(bytes_of, tensors.values())), len(os.sched_getaffinity(0)) + 1
+    size, workers = sum(map(bytes_of, tensors.values())), len(os.sched_getaffinity(0))
     say(f"reads {(sum(moved.values()) - size) / 1e9:.2f} GB, writes {size / 1e9:.2f} GB, peak about "
         f"{0.45 + workers * BLOCK * 4 * (3 * n + 3) / 1e9:.2f} GB")
     out.parent.mkdir(parents=True, exist_ok=True)
