@@ -95,7 +95,7 @@ def parse_args(argv=None):
         "(default) or allowed}; in a file named ...dev.jsonl to choose t by, else to report")
     add("--questions", nargs="+", default=[], help="JSONL {prompt, images, answer in a word or two}")
     add("--images", type=Path, help="folder of the images; default: that of the file")
-    add("--methods", nargs="+", choices=METHODS, default=["linear", "ties"], help="of merging the SFT in")
+    add("--methods", nargs="+", choices=METHODS, default=["linear", "ties"], help="to merge SFT in")
     add("--shares", nargs="+", type=float, default=[0.2, 0.4, 0.6, 0.8], help="values of t that are tried")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/vl_merge/NAME")
     add("--name", help="of the run; default: model and seed")
@@ -164,6 +164,11 @@ def experiment(a):
             die(f"--prompts: no {min(lacks)} prompt in a {part} set; a dev set is a file named ...dev.jsonl")
     if a.tiny:
         rows = {what: found[:ROWS[what]] for what, found in rows.items()}
+    is_vlm = hasattr(config_of("--model", a.model), "vision_config")
+    if not is_vlm and a.stage != "ask":
+        config_of("--vision", a.vision)
+        if not {"pretrain", "data"} <= set(rows):
+            die(f"--model {a.model}: does not see; to learn it, it needs --pretrain and --data")
     res = open_run(a, [asked, rows])
     if (a.folder / "figure.png").exists():
         return report(res, a)
@@ -198,12 +203,6 @@ def experiment(a):
         return folder
 
     # 1. the chat model is asked; it gets eyes: a frozen vision tower and a projector that knows nothing
-    try:
-        is_vlm = hasattr(AutoConfig.from_pretrained(a.model), "vision_config")
-    except (OSError, ValueError) as e:
-        die(f"--model {a.model}: {str(e).strip().splitlines()[0]}")
-    if not is_vlm and a.stage != "ask" and not {"pretrain", "data"} <= set(rows):
-        die(f"--model {a.model}: does not see; to learn it, it needs --pretrain and --data")
     measure("model" if is_vlm else "chat", a.model, test if is_vlm else [r for r in test if not r["images"]])
     if a.stage == "ask":
         return report(res, a)
@@ -314,11 +313,12 @@ def load_suites(a):
     for kind in ("prompts", "questions"):
         tiny = [DATA / f"{name}.jsonl" for name in (REFUSALS if kind == "prompts" else QUESTIONS)]
         for path in map(Path, getattr(a, kind) or (tiny if a.proxy else ())):
-            if path.stem in out:
-                die(f"--{kind}: two files are named {path.stem}")
-            out[path.stem] = []
+            name = path.stem if path.stem not in ("prompts", "test") else path.resolve().parent.name
+            if name in out:
+                die(f"--{kind}: two files are named {name}")
+            out[name] = []
             for n, row in enumerate(read_rows(path, a.images)[:a.limit], 1):
-                row = {"id": str(n), "benchmark": path.stem} | row
+                row = {"id": str(n), "benchmark": name} | row
                 if kind == "prompts":
                     row.setdefault("label", "forbidden")
                 good = row.get("label") in ("forbidden", "allowed") if kind == "prompts" else "answer" in row
@@ -327,7 +327,7 @@ def load_suites(a):
                 found = row["prompt"].count("<image>")
                 if found != len(row["images"]):
                     die(f"{row['at']}: {len(row['images'])} images, <image> stands {found} times in the text")
-                out[path.stem].append(row)
+                out[name].append(row)
     if a.proxy:  # a text alone, and the same beside an empty picture: is it the text or the eye?
         white = [r | {"benchmark": "blank", "prompt": "<image>\n" + r["prompt"], "images": ["white"]}
                  for r in out["direct"]]
@@ -355,7 +355,7 @@ def render(tok, messages, ask=False):
     elif tok.picture:
         turns = [m | {"content": m["content"].replace("<image>", tok.picture)} for m in messages]
     text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
-    return text.replace(tok.picture, tok.picture * tok.per_image) if tok.picture else text
+    return text.replace(tok.picture, tok.shown) if tok.picture else text
 
 def encode(model, tok, row, messages, ask=False):
     """-> Doc; targets are the assistant's turns with their end, found by character offsets."""
@@ -389,6 +389,12 @@ def encode_rows(model, tok, rows, a):
         f"{a.max_len} tokens")
     return items or die(f"{rows[0]['at']}: no row is left to learn from, see the counts above")
 
+def config_of(flag, name):
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as e:
+        die(f"{flag} {name}: {str(e).strip().splitlines()[0]}")
+
 # ==== METHOD ====
 # the VLM is transformers' own LLaVA or InternVL: tower -> projector -> where the placeholders stand
 def make_vlm(a, folder):
@@ -396,10 +402,7 @@ def make_vlm(a, folder):
     if folder.exists():
         return folder
     llm = AutoModelForCausalLM.from_pretrained(a.model, dtype="auto", use_safetensors=True)
-    try:
-        tower = AutoModel.from_pretrained(a.vision, dtype="auto", use_safetensors=True)
-    except (OSError, ValueError) as e:
-        die(f"--vision {a.vision}: {str(e).strip().splitlines()[0]}")
+    tower = AutoModel.from_pretrained(a.vision, dtype="auto", use_safetensors=True)
     tower, tok = getattr(tower, "vision_model", tower), AutoTokenizer.from_pretrained(a.model)
     tok.add_tokens(["<image>"], special_tokens=True)
     if len(tok) > llm.config.vocab_size:
@@ -423,7 +426,7 @@ def make_vlm(a, folder):
     return folder
 
 def load(a, folder):
-    """-> engine's model with fresh adapters, tokenizer; a VLM is_vlm model.features at the placeholders."""
+    """-> engine's model with fresh adapters, tokenizer; a VLM reads model.features at the placeholders."""
     model, tok = load_model(str(folder), a.bits, a.device, DTYPES[a.dtype], a.max_len)
     add_lora(model, a.rank, 2 * a.rank, a.seed)
     model.feature_files, model.images_of, model.features, model.processor = {}, {}, None, None
@@ -433,7 +436,9 @@ def load(a, folder):
         model.model.multi_modal_projector.float()  # it is trained whole; bf16 would lose small steps
         tok.picture = tok.convert_ids_to_tokens(model.config.image_token_id)
         cache_features(model, ["white"], a)
-        tok.per_image = len(load_file(model.feature_files["white"])["features"])  # tokens an image
+        tok.shown = tok.picture * len(load_file(model.feature_files["white"])["features"])
+        if {"<img>", "</img>"} <= tok.get_vocab().keys():  # InternVL's own tokenizers: around each image
+            tok.shown = f"<img>{tok.shown}</img>"
         model.get_input_embeddings().register_forward_hook(partial(put_features, model))
     return model, tok
 
@@ -671,12 +676,13 @@ def drift(before, after):
 
 # ---- answers, numbers, the run's folder and figure
 def ask(model, tok, items, a):
-    """-> a row an item: refused, or acc of a question or a multiple choice."""
+    """-> a row an item: refused, or acc of a question or multiple choice; None if its image is unreadable."""
     cache_features(model, {name for r in items for name in r.get("images", ())}, a)
-    items = [r for r in items if all(name in model.feature_files for name in r.get("images", ()))]
     chat = [r for r in items if "continuations" not in r]
+    blind = [i for i, r in enumerate(chat) if not set(r["images"]) <= model.feature_files.keys()]
     docs = [encode(model, tok, r, [{"role": "user", "content": r["prompt"]}], ask=True) for r in chat]
-    order, rows, texts = sorted(range(len(docs)), key=lambda i: len(docs[i].ids)), [], {}
+    order = sorted(set(range(len(docs))) - set(blind), key=lambda i: len(docs[i].ids))
+    rows, texts = [], dict.fromkeys(blind)
     with dense_weights(model):
         for part in (order[j:j + 64] for j in range(0, len(order), 64)):
             set_features(model, [name for i in part for name in chat[i]["images"]])
@@ -686,12 +692,12 @@ def ask(model, tok, items, a):
         quiz = [r for r in items if "continuations" in r]
         choices = score(model, [choice_ids(tok, r) for r in quiz])
     for i, r in enumerate(chat):
-        row = {k: r[k] for k in ("benchmark", "id", "category", "form") if k in r}
+        row, text = {k: r[k] for k in ("benchmark", "id", "category", "form") if k in r}, texts[i]
         if "answer" in r:
-            row["acc"] = plain(texts[i]) == plain(str(r["answer"]))
+            row["acc"] = None if text is None else plain(text) == plain(str(r["answer"]))
         else:
-            row |= {"label": r["label"], "refused": evals.refused(texts[i])}
-        rows.append(row | ({"text": texts[i]} if a.keep_text or a.proxy else {}))
+            row |= {"label": r["label"], "refused": None if text is None else evals.refused(text)}
+        rows.append(row | ({"text": text} if a.keep_text or a.proxy else {}))
     for r, log_p in zip(quiz, choices):
         sizes = [len(c.strip().encode()) for c in r["continuations"]]
         right = evals.multiple_choice([log_p], [sizes], [r["answer"]])
@@ -712,7 +718,7 @@ def summary(rows):
     found = evals.summary(rows)
     forbidden = [r["refused"] for r in rows if r.get("label") == "forbidden" and "refused" in r]
     allowed = [r["refused"] for r in rows if r.get("label") == "allowed" and "refused" in r]
-    right = [None if x is None else not x for x in allowed] + [bool(r["acc"]) for r in rows if "acc" in r]
+    right = [None if x is None else not x for x in allowed] + [r["acc"] for r in rows if "acc" in r]
     for name, verdicts in (("safety", forbidden), ("helpfulness", right)):
         nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(verdicts),
                    "direction": "higher is better"}
@@ -772,7 +778,8 @@ def report(res, a):
     for stage in (s for s in res if "safety" in res[s]):
         for metric, found in res[stage].items():
             if metric in ("safety", "helpfulness") or not stage.startswith(("dev", "chat blocks")):
-                say(f"{stage:24}{metric:32}{evals.show(found):26}n {found['n']}")
+                note = f"n {found['n']}, unscored {found['n_unscored']}"
+                say(f"{stage:24}{metric:32}{evals.show(found):26}{note}")
     for what, matrices in res.get("layers", {}).items():
         cos, change = np.array(list(matrices.values())).T
         say(f"matrices, {what}: cosine {cos.min():.4f} to {cos.max():.4f}, |dW| / |W| {change.min():.1%} to "
@@ -915,7 +922,9 @@ def put(job, r0, x):
         say(f"warning: {job.name}: above 65504, infinite in fp16")
     move(os.pwritev, os.O_WRONLY, job.out, r0, y)
 
-# the methods; W_0: base, d_i = W_i - W_0, w_i: weight
+# the methods; W_0: base, d_i = W_i - W_0, w_i: weight. Task arithmetic (arXiv 2212.04089), TIES (2306.01708),
+# DARE (2311.03099), DELLA (2406.11617), breadcrumbs (2312.06795), model stock (2403.19522) as mergekit 0.1.5
+# computes them: DARE and DELLA rescale by L1(d) / L1(what is kept), where the papers divide by density
 def combine(job, terms, divisor=1.0):
     """sum c_i W_i / divisor. Terms of 0 are left out: t = 0 and t = 1 give a parent's bits."""
     for r0, r1 in blocks(job.out):

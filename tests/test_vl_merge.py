@@ -258,14 +258,16 @@ def test_files_and_numbers_of_a_run(done):
         want |= {f"{stage}/{f}" for f in MODEL | {"merge.json"}} | {f"{stage}-adapter/{f}" for f in KEPT}
     assert set(tree(folder)) == want
     res, samples = json.loads((folder / "results.json").read_text()), lines(folder / "samples.jsonl")
-    pairs, blocks = ("chat linear", "SFT linear", "SFT ties"), [f"chat blocks {x}" for x in ("0-0", "1-2", "3-4")]
+    pairs = "chat linear", "SFT linear", "SFT ties"
+    blocks = [f"chat blocks {x}" for x in ("0-0", "1-2", "3-4")]
     tried = [f"dev {p} {t}.0" for p in pairs for t in (0, 1)]
     assert set(res) == {"chat", "layers", "chosen t", *STAGES, *blocks, *tried, *pairs}
     items = dict.fromkeys([*STAGES, *pairs], 16) | dict.fromkeys([*blocks, *tried], 12)
     assert Counter(s["stage"] for s in samples) == items | {"chat": 5}
     assert list(res["chosen t"]) == list(pairs)
     for pair, t in res["chosen t"].items():
-        points = {t: sum(res[f"dev {pair} {t}"][m]["value"] for m in ("safety", "helpfulness")) for t in (0.0, 1.0)}
+        points = {t: sum(res[f"dev {pair} {t}"][m]["value"] for m in ("safety", "helpfulness"))
+                  for t in (0.0, 1.0)}
         assert points[t] == max(points.values())
         if pair != "SFT ties":  # half of its task vector is trimmed
             assert res[pair] == res["VL"] if t == 0 else pair == "chat linear" or res[pair] == res["SFT"]
@@ -335,7 +337,20 @@ def test_pictures_of_any_kind_become_what_one_sees(tmp_path):
         found = [image.getpixel(at) for at in ((1, 1), (1, 7))]
         assert image.mode == "RGB" and found == [pytest.approx(c, abs=3) for c in want], name
 
-def test_what_cannot_be_seen_is_left_out_and_named(both, tmp_path, capsys):
+def test_internvls_frame_stands_around_each_image(both, tmp_path):
+    """as its processor writes it; the miniature's tokenizer has no such tokens"""
+    a, model, tok, _ = both("internvit")
+    shutil.copytree(model.name_or_path, tmp_path / "framed")
+    own = v.AutoTokenizer.from_pretrained(tmp_path / "framed")
+    own.add_tokens(["<img>", "</img>"])
+    own.save_pretrained(tmp_path / "framed")
+    r = row(1, 2)
+    for folder, times in ((tmp_path / "framed", 2), (model.name_or_path, 0)):
+        m, tok = v.load(a, folder)
+        text = tok.decode(v.encode(m, tok, r | {"at": "x:1"}, r["messages"]).ids)
+        assert text.count("<image>") == 2 * 4 and text.count(f"<img>{4 * '<image>'}</img>") == times
+
+def test_what_cannot_be_seen_is_left_out_or_unscored_and_named(both, tmp_path, capsys):
     """among rows, and among prompts"""
     a, model, tok, _ = both("clip")
     picture(tmp_path / "good.png", 1)
@@ -351,7 +366,9 @@ def test_what_cannot_be_seen_is_left_out_and_named(both, tmp_path, capsys):
     said = capsys.readouterr().out
     prompts = write_rows(tmp_path / "tea.jsonl", [asked(i, images=[name]) for i, name in enumerate(names)])
     b = Namespace(**vars(a) | {"prompts": [prompts], "questions": []})
-    assert [r["id"] for r in v.ask(*v.load(a, model.name_or_path), v.load_suites(b), b)] == ["a5", "a6"]
+    found = v.ask(*v.load(a, model.name_or_path), v.load_suites(b), b)
+    assert [r["id"] for r in found] == [f"a{i}" for i in range(7)]
+    assert [r["refused"] for r in found[:5]] == [None] * 5 and v.summary(found)["safety"]["n_unscored"] >= 5
     for out in (said, capsys.readouterr().out):
         assert all(f"{tmp_path / name}: cannot be read" in out for name in names[:5])
 
