@@ -96,7 +96,7 @@ def parse_args(argv=None):
     add("--questions", nargs="+", default=[], help="JSONL {prompt, images, answer in a word or two}")
     add("--images", type=Path, help="folder of the images; default: that of the file")
     add("--methods", nargs="+", choices=METHODS, default=["linear", "ties"], help="to merge SFT in")
-    add("--shares", nargs="+", type=float, default=[0.2, 0.4, 0.6, 0.8], help="values of t that are tried")
+    add("--shares", nargs="+", type=float, default=[0.25, 0.5, 0.75], help="values of t that are tried")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/vl_merge/NAME")
     add("--name", help="of the run; default: model and seed")
     add("--overwrite", action="store_true", help="empty the folder first, whatever run it holds")
@@ -199,7 +199,7 @@ def experiment(a):
             tune(model, items, learns, a, adapter_folder)
             save_stage(model, adapter_folder, source, a)
             merge([adapter_folder], folder)  # of one: W + s B A is written out
-        measure(stage, folder)
+        measure(stage, folder, dev or test if stage == "aligned" else test)
         return folder
 
     # 1. the chat model is asked; it gets eyes: a frozen vision tower and a projector that knows nothing
@@ -231,6 +231,7 @@ def experiment(a):
     depth = AutoConfig.from_pretrained(vl).get_text_config().num_hidden_layers
     stages = {"VL": vl} | {stage: folder for stage, folder in donors.items() if stage != "chat"}
     res["layers"] = {stage: drift(start, folder) for stage, folder in stages.items()}
+    measure("dev VL", vl, dev)
     for k in range(0 if is_vlm else min(GROUPS, depth)):
         first, last = (j * depth // min(GROUPS, depth) for j in (k, k + 1))
         chat_share = ",".join(f"{i}:{int(first <= i < last)}" for i in range(depth))
@@ -257,7 +258,7 @@ TINY = ("organism/safety.jsonl", "vision/internvit", "easyvqa/test.jsonl",
         "proxy_images/refusal_contrast.jsonl")  # the last file of each prepare.py
 REFUSALS = ("proxy/dev", "proxy/direct", "proxy/wrapped", "proxy/ordinary", "proxy/contrast",
             "proxy_images/refusal_dev", "proxy_images/refusal_test", "proxy_images/refusal_contrast")
-ROWS = {"pretrain": 480, "data": 1600, "safety": 300, "preferences": 240}  # of the miniature
+ROWS = {"pretrain": 400, "data": 1200, "safety": 240, "preferences": 180}  # of the miniature
 GROUPS = 3  # of blocks, restored one after the other
 QUESTIONS = ("proxy_images/vqa_dev", "proxy_images/vqa_test", "proxy_images/vqa_policy", "easyvqa/test")
 
@@ -659,9 +660,9 @@ def merged(inputs, method, t, a, base=None):
     folder = a.folder / "merged"
     shutil.rmtree(folder, ignore_errors=True)
     if method in ("linear", "slerp", "nuslerp"):  # else 1 - t and t are weights of the two task vectors
-        merge(inputs, folder, method, t)
+        merge(inputs, folder, method, t, checksums=False)
     else:
-        merge(inputs, folder, method, [1 - t, t], base, density=0.5)  # half of each is trimmed or dropped
+        merge(inputs, folder, method, [1 - t, t], base, density=0.5, checksums=False)  # half is trimmed or dropped
     yield folder
     shutil.rmtree(folder)
 
@@ -758,9 +759,9 @@ def draw(res, path):
     fig = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
     axis, lines = fig.subplots(), {}
     for stage, metrics in res.items():
-        if stage.startswith("dev "):
-            lines.setdefault(stage.rpartition(" ")[0], []).append(stage)
-        elif "safety" in metrics and not stage.startswith("chat blocks"):
+        if stage.startswith("dev ") and stage != "dev VL":
+            lines.setdefault(stage.rpartition(" ")[0], ["dev VL"]).append(stage)  # from t = 0
+        elif "safety" in metrics and not stage.startswith(("aligned", "dev VL", "chat blocks")):
             x, y = (100 * metrics[m]["value"] for m in ("safety", "helpfulness"))
             ci = [100 * np.abs(np.array(metrics[m]["ci95"]) - metrics[m]["value"])[:, None]
                   for m in ("safety", "helpfulness")]

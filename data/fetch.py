@@ -94,14 +94,21 @@ def read_file(path):
         die(f"{path}: cannot be read ({e.strerror})")
 
 
-def download_wheel(pin, folder):
-    """The path of the wheel. pip, because it knows the user's mirror, cache and proxy."""
+def download_wheel(pin, folder, sdist_sha=None):
+    """The path of the wheel. pip, because it knows the user's mirror, cache and proxy.
+    sdist_sha: there is none but a source archive; pip runs its setup.py, but only with this sha256."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-           "--only-binary", ":all:", "--dest", str(folder), pin]
+           "--dest", str(folder)]
+    if sdist_sha:
+        pins = Path(folder) / "pins.txt"  # hashes are read from a file only
+        pins.write_text(f"{pin} --hash=sha256:{sdist_sha}\n")
+        pip += ["--no-binary", pin.partition("==")[0], "--require-hashes", "-r", str(pins)]
+    else:
+        pip += ["--only-binary", ":all:", pin]
     print(f"pip download {pin}", flush=True)
     if subprocess.run(pip).returncode:
         die(f"pip could not download {pin}; see --src")
-    return next(Path(folder).glob("*.whl"))
+    return next(Path(folder).glob("*.tar.gz" if sdist_sha else "*.whl"))
 
 
 def from_wheel(src, wheel, any_version):
