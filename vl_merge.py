@@ -662,7 +662,7 @@ def merged(inputs, method, t, a, base=None):
     if method in ("linear", "slerp", "nuslerp"):  # else 1 - t and t are weights of the two task vectors
         merge(inputs, folder, method, t, checksums=False)
     else:
-        merge(inputs, folder, method, [1 - t, t], base, density=0.5, checksums=False)  # half is trimmed or dropped
+        merge(inputs, folder, method, [1 - t, t], base, density=0.5, checksums=False)  # half is trimmed
     yield folder
     shutil.rmtree(folder)
 
