@@ -17,7 +17,7 @@ safety-tuned model or the chat model itself. Its coefficients are not known here
         --safety vlguard.json --prompts refusals.jsonl --questions questions.jsonl
     python vl_merge.py merge A B --method slerp --t 0.4 --out DIR      # any two models; merge --help
 
-The miniature: 17 minutes on two cores of a Zen 4 EPYC. Not timed on a GPU. Every stage is a folder that
+The miniature: 16 minutes on two cores of a Zen 4 EPYC. Not timed on a GPU. Every stage is a folder that
 transformers loads; a run that was stopped goes on after the last one. Read experiment() and METHOD; of the
 merging tool combine() and vectors(), its formulas. What stands under ENGINE is alike in every script.
 """
