@@ -261,8 +261,8 @@ def test_files_and_numbers_of_a_run(done):
     pairs = "chat linear", "SFT linear", "SFT ties"
     blocks = [f"chat blocks {x}" for x in ("0-0", "1-2", "3-4")]
     tried = [f"dev {p} {t}.0" for p in pairs for t in (0, 1)]
-    assert set(res) == {"chat", "layers", "chosen t", *STAGES, *blocks, *tried, *pairs}
-    items = dict.fromkeys([*STAGES, *pairs], 16) | dict.fromkeys([*blocks, *tried], 12)
+    assert set(res) == {"chat", "layers", "chosen t", "dev VL", *STAGES, *blocks, *tried, *pairs}
+    items = dict.fromkeys([*STAGES, *pairs], 16) | dict.fromkeys([*blocks, *tried, "dev VL", "aligned"], 12)
     assert Counter(s["stage"] for s in samples) == items | {"chat": 5}
     assert list(res["chosen t"]) == list(pairs)
     for pair, t in res["chosen t"].items():
