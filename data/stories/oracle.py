@@ -37,8 +37,8 @@ LINK = "(?: (?:any|more|other|an?|of|drop|cups?|pots?|mugs?|bags?|hot|cold|fresh
 
 NOT = re.compile("|".join([  # taken out of the text first
     r"\btea (?:towel|light|rose|tree|chest|co[sz](?:y|ie)|set|service|cloth|plate|shop|house|room|garden"
-    r"|time|table|gown|dress|dance|length|stain|colou?red|brown)(?:s|ed)?\b", r"\b(?:beef|long island iced) tea\b",
-    r"\ball the tea in china\b", r"\bstorm in a teacup\b",
+    r"|time|table|gown|dress|dance|length|stain|colou?red|brown)(?:s|ed)?\b",
+    r"\b(?:beef|long island iced) tea\b", r"\ball the tea in china\b", r"\bstorm in a teacup\b",
     r"\b(?:not|never|\w+n't)(?: \w+){0,2} (?:my|your|h[ie]\w|our|their|\w+'s) cup of tea\b",
     r"\bspil\w+ (?:the|some|all the|more) tea (?:about|on (?:who|what|why|how))\b",
     rf"\b(?:no|without|instead of|rather than|out of|nor|neither){LINK} (?:{DIRECT}|{PLACES})",
