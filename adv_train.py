@@ -132,7 +132,7 @@ def parse_args(argv=None):
 def experiment(a):
     """the paper, in its order: a filter, attacks on it, training on what they found, what that changed."""
     for name in TINY:  # what is not given by a flag
-        if str(DATA / name).startswith((a.generator, a.encoder, str(a.data))) or name.startswith("wordnet"):
+        if str(DATA / name).startswith((a.generator, a.encoder, str(a.data))) or a.tiny:
             prepared(DATA / name)
     rows = {split: read_rows(a.data / f"{split}.jsonl") for split in SPLITS}
     for split in ("train", "validation"):
