@@ -99,7 +99,7 @@ def parse_args(argv=None):
     add("--rank", type=int, default=16, help="r of the generator's LoRA, alpha is 2 r")
     add("--batch", type=int, default=16, help="rows of a step")
     add("--epochs", type=float, default=2, help="of a classifier; the generator has one")
-    add("--lr", type=float, help="peak, classifier; default 1e-5, tiny 2e-4")
+    add("--lr", type=float, help="peak, classifier; default 1e-5, tiny 1e-4")
     add("--lm-lr", type=float, default=1e-3, help="peak, generator")
     add("--max-len", type=int, default=256, help="tokens of a story and its completion")
     add("--max-new", type=int, default=32, help="tokens of a completion")
@@ -120,7 +120,7 @@ def parse_args(argv=None):
     a.tiny = not (a.generator or a.encoder or a.data)
     tag = "tiny" if a.tiny else Path(a.encoder or "deberta-v3-large").name
     if a.tiny:
-        a.rows, a.lm_rows, a.lr = a.rows or 1200, a.lm_rows or 240, a.lr or 2e-4
+        a.rows, a.lm_rows, a.lr = a.rows or 1200, a.lm_rows or 240, a.lr or 1e-4
     a.generator = a.generator or str(DATA / "smollm2/model")
     a.encoder = a.encoder or (str(DATA / "minilm/model") if a.tiny else "microsoft/deberta-v3-large")
     a.lr, a.data = a.lr or 1e-5, Path(a.data or DATA / "stories")
