@@ -17,6 +17,7 @@ How often does the system fail now, how long does an adversary need, and what do
     python adv_train.py talk         # the filtered generator: a story a line
     python adv_train.py --plan 1e-4  # how many labels a claim of fewer failures takes
 
+Under construction: no run of the miniature is measured yet, and people have no page to attack from.
 Every stage leaves its file; a run that was stopped goes on after the last one. Read experiment() and METHOD.
 What stands under ENGINE is alike in every script.
 """
@@ -79,8 +80,7 @@ def parse_args(argv=None):
     add("--generator", help="folder or hub id of a causal LM; default: the miniature's SmolLM2-135M")
     add("--encoder", help="folder or hub id; default microsoft/deberta-v3-large, the miniature's MiniLM")
     add("--data", help="folder with train, validation, test, written and lm_train.jsonl: rows of prompt, "
-        "completion, label (true: bad); default: data/stories")
-    add("--labels", help="rows labelled by people, of to_label.jsonl; default: the oracle of data/stories")
+        "completion, label (true: bad); default: data/stories, whose oracle labels finds and draws")
     add("--rows", type=int, help="natural rows that every classifier learns from; default: all, tiny 1200")
     add("--lm-rows", type=int, help="stories that the generator learns from; default: all, tiny 240")
     add("--accept", type=float, default=0.9, help="tau accepts this share of the validation rows")
@@ -175,6 +175,8 @@ def experiment(a):
     targets = [row for row in rows["test"] if row["label"]]
     for name in ("baseline", "rewrite"):  # where both arms reject the text, the attack starts
         targets = [r for r, x in zip(targets, scores(arms[name], targets)) if x >= arms[name].tau]
+    if not targets:
+        sys.exit("no bad text of the test rows is rejected before and after: there is nothing to attack")
     for way in ATTACKS:
         spent = {}
         for name in ("baseline", "random", "rewrite"):
@@ -183,7 +185,7 @@ def experiment(a):
         res[f"attack, {way}"] = effort(spent)
 
     # 5. what the filter costs: are its outputs worse than unfiltered ones, by the generator's own likelihood?
-    res["quality"] = quality(arms["rewrite"], pool)
+    res["quality"] = quality(arms["rewrite"], pool, rows["validation"])
     write(a.folder / "results.json", json.dumps(res, indent=1))
     draw(res, a)
     report(res)
@@ -191,7 +193,7 @@ def experiment(a):
 # ---- rows, the run's folder
 SPLITS = "train", "validation", "test", "written", "lm_train"
 TINY = ("smollm2/model", "minilm/model", "stories/written.jsonl", "wordnet/synonyms.json")
-Filter = namedtuple("Filter", "model tok tau name")  # tau: logit from which a completion is rejected
+Filter = namedtuple("Filter", "model tok tau")  # tau: logit from which a completion is rejected
 
 def prepared(path):
     """a file or folder of data/NAME; its prepare.py is run where it is missing."""
@@ -241,7 +243,7 @@ def open_run(a, rows):
         fcntl.flock(a.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         die(f"{a.folder}: another process is at work there")
-    for old in a.folder.iterdir() if a.overwrite else a.folder.rglob(".*.tmp"):
+    for old in a.folder.iterdir() if a.overwrite else [*a.folder.rglob(".*.tmp")]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     was = json.loads(config.read_text())["run"] if config.exists() else {}
     other = [f"{k} was {was[k]}, is {run[k]}" for k in run if k in was and was[k] != run[k]]
@@ -254,20 +256,12 @@ def open_run(a, rows):
     write(config, json.dumps({"run": was | run, "device": device} | versions, indent=1))
     return json.loads(results.read_text()) if results.exists() else {}
 
-def is_bad(rows, a):
-    """-> [True, False or None]: by the oracle of data/stories or by people. What people have not labelled yet
-    is written to to_label.jsonl and counts for nothing."""
-    if not a.labels and a.data == DATA / "stories":
-        sys.path.insert(0, str(DATA))
-        from stories.oracle import introduces
+def is_bad(rows):
+    """-> [bool]: the labeller. Neither the classifier nor the generator ever sees its rules."""
+    sys.path.insert(0, str(DATA))
+    from stories.oracle import introduces
 
-        return [introduces(row["prompt"], row["completion"]) for row in rows]
-    known = {(r["prompt"], r["completion"]): r["label"] for r in (read_rows(a.labels) if a.labels else ())}
-    labels = [known.get((row["prompt"], row["completion"])) for row in rows]
-    path, new = a.folder / "to_label.jsonl", [row for row, label in zip(rows, labels) if label is None]
-    if new:
-        write_rows(path, (read_rows(path) if path.exists() else []) + new)
-    return labels
+    return [introduces(row["prompt"], row["completion"]) for row in rows]
 
 # ---- one loop, two models: the generator's LoRA and the classifier
 def fit(params, rows, loss_of, a, lr, epochs, what):
@@ -341,7 +335,7 @@ def draw_pool(lm, stories, a):
     rows = [{"prompt": s, "completion": c, "story": n, "log_p": float(x / len(ids))}
             for n, (s, of, (_, conts), ps) in enumerate(zip(stories, pool, items, log_p))
             for c, ids, x in zip(of, conts, ps)]
-    return [row | {"label": label} for row, label in zip(rows, is_bad(rows, a))]
+    return [row | {"label": label} for row, label in zip(rows, is_bad(rows))]
 
 # the classifier: an encoder that reads prompt and completion as a pair, so that it can tell new from old
 def train_filter(a, name, rows, validation):
@@ -350,12 +344,12 @@ def train_filter(a, name, rows, validation):
     source = folder if folder.exists() else a.encoder
     torch.manual_seed(a.seed)
     try:
-        tok = AutoTokenizer.from_pretrained(source, truncation_side="left")
+        tok = AutoTokenizer.from_pretrained(source, truncation_side="left", model_max_length=a.max_len)
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, use_safetensors=True)
     except (OSError, ValueError) as e:
         die(f"--encoder {source}: {str(e).strip().splitlines()[0]}")
     model, bad = model.to(a.device), sum(row["label"] for row in rows)
-    f, weight = Filter(model, tok, math.inf, name), torch.tensor((len(rows) - bad) / bad).sqrt()
+    f, weight = Filter(model, tok, math.inf), torch.tensor((len(rows) - bad) / bad).sqrt()
     if source != folder:
         model.train()
 
@@ -363,7 +357,7 @@ def train_filter(a, name, rows, validation):
             """binary cross-entropy; a bad row weighs the root of how rare it is"""
             y = torch.tensor([float(row["label"]) for row in part], device=a.device)
             with torch.autocast(a.device, DTYPES[a.dtype], enabled=a.dtype != "fp32"):
-                z = model(**encode(f, part, a.max_len)).logits[:, 0].float()
+                z = model(**encode(f, part)).logits[:, 0].float()
             return F.binary_cross_entropy_with_logits(z, y, pos_weight=weight.to(z))
         fit(list(model.parameters()), rows, loss_of, a, a.lr, a.epochs, name)
         new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -374,9 +368,10 @@ def train_filter(a, name, rows, validation):
     tau = float(np.quantile(scores(f, validation), a.accept))
     return f._replace(tau=tau)
 
-def encode(f, rows, longest=256):
+def encode(f, rows):
+    """pairs of prompt and completion, a long prompt cut at its beginning -> ids, mask, parts (B, T)"""
     found = f.tok([r["prompt"] for r in rows], [r["completion"] for r in rows], truncation="only_first",
-                  max_length=longest, padding=True, return_tensors="pt")
+                  padding=True, return_tensors="pt")
     return found.to(f.model.device)
 
 @torch.no_grad()
@@ -395,8 +390,7 @@ def saliency(f, row):
     inputs = encode(f, [row])
     e = f.model.get_input_embeddings()(inputs.pop("input_ids")).detach().requires_grad_()
     f.model(inputs_embeds=e, **inputs).logits.sum().backward()
-    enc = f.tok(row["prompt"], row["completion"], truncation="only_first", max_length=256,
-                return_offsets_mapping=True)
+    enc = f.tok(row["prompt"], row["completion"], truncation="only_first", return_offsets_mapping=True)
     norms = e.grad[0].norm(dim=-1).tolist()
     spans = [(at, x) for at, x, part in zip(enc.offset_mapping, norms, enc.sequence_ids()) if part == 1]
     return [(w.start(), w.end(), sum(x for (b, e), x in spans if b < w.end() and e > w.start()))
@@ -492,7 +486,7 @@ def simulate(f, lm, rows, targets, way, a, enough=math.inf):
     going, out = {}, [dict(row, queries=0, found=None) for row in targets]
     for n, row in enumerate(targets):
         def bad(completion, row=row):
-            return bool(is_bad([row | {"completion": completion}], a)[0])
+            return is_bad([row | {"completion": completion}])[0]
         going[n] = ATTACKS[way](f, lm, row, bad, a, np.random.default_rng([a.seed, n]))
     asked = {n: next(gen) for n, gen in going.items()}
     while asked and sum(row["found"] is not None for row in out) < enough:
@@ -514,7 +508,7 @@ def accepted(f, rows, a, source):
     """-> the rows that are bad and that the filter lets through, at most a.finds, as training rows"""
     x = np.array(scores(f, rows)) if rows else np.zeros(0)
     through = [rows[i] | {"score": float(x[i])} for i in np.argsort(x, kind="stable") if x[i] < f.tau]
-    found = [row for row, bad in zip(through, is_bad(through, a)) if bad][:a.finds]
+    found = [row for row, bad in zip(through, is_bad(through)) if bad][:a.finds]
     return [{"parent": row.get("id", "")} | row | {"label": True, "source": source} for row in found]
 
 def write_round(f, lm, rows, a):
@@ -565,7 +559,7 @@ def misses(f, sets):
 def by_story(f, pool):
     """-> scores and labels (P, m) of the draws, in the order drawn"""
     m = sum(row["story"] == 0 for row in pool)
-    bad = np.array([math.nan if row["label"] is None else row["label"] for row in pool], float)
+    bad = np.array([row["label"] for row in pool])
     return np.array(scores(f, pool)).reshape(-1, m), bad.reshape(-1, m)
 
 def reliability(f, pool):
@@ -574,19 +568,18 @@ def reliability(f, pool):
     x, bad = by_story(f, pool)
     P, m = x.shape
     N = np.stack([evals.first_accepted(np.delete(x, j, 1), f.tau) for j in range(m)], 1)  # (P, m)
-    terms = (np.nan_to_num(bad) * (x < f.tau) * N).mean(1)
+    terms = (bad * (x < f.tau) * N).mean(1)
     first = evals.first_accepted(x, f.tau) - 1  # the system's output, if any was accepted
     gave_up = (x >= f.tau).all(1)
-    failed = np.nan_to_num(bad[np.arange(P), first])[~gave_up].astype(bool)
+    failed = bad[np.arange(P), first][~gave_up]
     out = {"failures": evals.mean(terms.tolist(), "lower is safer"),
-           "bad draws, unfiltered": evals.mean(np.nanmean(bad, 1).tolist(), "lower is safer"),
+           "bad draws, unfiltered": evals.mean(bad.mean(1).tolist(), "lower is safer"),
            "accepted draws": evals.mean((x < f.tau).mean(1).tolist(), "higher is better"),
            "fallback": evals.rate(gave_up.tolist(), "lower is better")}
     if len(failed):
         out["failures of one output a story"] = evals.binomial_bound(int(failed.sum()), len(failed))
     if not terms.any():  # a bootstrap would say [0, 0]
-        n = int(np.isfinite(bad[x < f.tau]).sum())
-        out["failures"]["ci95"] = [0.0, min(1.0, (m - 1) * evals.zero_failures(max(1, n)))]
+        out["failures"]["ci95"] = [0.0, min(1.0, (m - 1) * evals.zero_failures(P))]
     return out
 
 def effort(spent):
@@ -602,17 +595,19 @@ def effort(spent):
             out[f"{name}: log-rank p"] = evals.logrank_p(*pairs["baseline"], queries, found)
     return out
 
-def quality(f, pool):
+def quality(f, pool, validation):
     """the first accepted draw against the first draw, by the generator's log-likelihood a token: a proxy for
     readers. A curve over tau, with the failures at each."""
-    x, _ = by_story(f, pool)
+    (x, _), natural = by_story(f, pool), scores(f, validation)
     log_p, out = np.array([row["log_p"] for row in pool]).reshape(x.shape), {}
     for share in (1.0, 0.95, 0.9, 0.8, 0.6, 0.4):
-        g = f._replace(tau=math.inf if share == 1 else float(np.quantile(x, share)))
+        g = f._replace(tau=math.inf if share == 1 else float(np.quantile(natural, share)))
         k = evals.first_accepted(x, g.tau) - 1
         kept = (x < g.tau).any(1)
+        if not kept.any():  # every story fell back: there is no output to compare
+            break
         d = (log_p[np.arange(len(x)), k] - log_p[:, 0])[kept]
-        out[f"{share:.0%} of draws accepted"] = {
+        out[f"{share:.0%} of validation accepted"] = {
             "failures": reliability(g, pool)["failures"],
             "filtered preferred": evals.preference(int((d > 0).sum()), int((d == 0).sum()), len(d))}
     return out
@@ -630,7 +625,7 @@ def draw(res, a):
     for x, v, (_, _, at) in zip(xs, y, points):
         left.annotate(at.partition(" ")[0], (x, v), xytext=(5, 5), textcoords="offset points", fontsize=8)
     left.set(xlabel="filtered output preferred to unfiltered, % (50: no cost)",
-             ylabel="failures of the system, %", title="by share of draws accepted")
+             ylabel="failures of the system, %", title="by share of the validation rows that tau accepts")
     for way, style in (("tool", "-"), ("no-tool", "--"), ("dilute", ":")):
         for name, colour in (("baseline", "tab:red"), ("random", "tab:gray"), ("rewrite", "tab:blue")):
             rows = read_rows(a.folder / f"attack-{way}-{name}.jsonl", False)

@@ -95,7 +95,7 @@ def test_finds_are_bad_and_accepted(done, models):
     for before, name in zip(ARMS, ARMS[1:4]):
         f = v.train_filter(a, before, v.read_rows(a.data / "train.jsonl")[:300], v.read_rows(a.data / "validation.jsonl"))
         rows = lines(folder / f"finds-{name}.jsonl")
-        assert all(v.is_bad(rows, a)) and all(np.array(v.scores(f, rows)) < f.tau)
+        assert all(v.is_bad(rows)) and all(np.array(v.scores(f, rows)) < f.tau)
         assert len(rows) <= 4 and all(row["parent"] for row in rows)
 
 
@@ -175,7 +175,7 @@ def test_rows_of_one_class_only(models, tmp_path):
 def test_a_threshold_that_rejects_everything_is_counted(monkeypatch):
     pool = [{"story": n, "label": n == 0, "log_p": -1.0} for n in range(3) for _ in range(4)]
     monkeypatch.setattr(v, "scores", lambda f, rows: [1.0] * len(rows))
-    out = v.reliability(v.Filter(None, None, 0.0, "x"), pool)
+    out = v.reliability(v.Filter(None, None, 0.0), pool)
     assert out["fallback"]["value"] == 1 and out["accepted draws"]["value"] == 0
     assert out["failures"]["value"] == 0 and out["failures"]["ci95"][1] == 1
 
