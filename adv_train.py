@@ -22,19 +22,23 @@ Every stage leaves its file; a run that was stopped goes on after the last one. 
 What stands under ENGINE is alike in every script.
 """
 import argparse
+import csv
 import ctypes
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
 import os
 import re
 import resource
+import secrets
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import namedtuple
 from contextlib import contextmanager
@@ -60,7 +64,7 @@ from torch.autograd import Function
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import (AttentionInterface, AutoConfig, AutoModelForCausalLM,
-                          AutoModelForSequenceClassification, AutoTokenizer, DynamicCache)
+                          AutoModelForTokenClassification, AutoTokenizer, DynamicCache)
 
 import evals
 
@@ -76,13 +80,15 @@ DATA = ROOT / "data"
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description="adversarial training of a filter (arXiv 2205.01663)")
     p.error, add = die, p.add_argument
-    add("stage", nargs="?", default="all", choices=["all", "talk"])
+    add("stage", nargs="?", default="all", choices=["all", "attack", "talk"])
     add("--generator", help="folder or hub id of a causal LM; default: the miniature's SmolLM2-135M")
     add("--encoder", help="folder or hub id; default microsoft/deberta-v3-large, the miniature's MiniLM")
     add("--data", help="folder with train, validation, test, written and lm_train.jsonl: rows of prompt, "
-        "completion, label (true: bad); default: data/stories, whose oracle labels finds and draws")
-    add("--rows", type=int, help="natural rows that every classifier learns from; default: all, tiny 1200")
-    add("--lm-rows", type=int, help="stories that the generator learns from; default: all, tiny 240")
+        "completion, label (true: bad), where people label the finds; default: data/stories and its oracle")
+    add("--oracle", action="store_true", help="tea is what is bad in --data, too")
+    add("--from-csv", help="a fourth round: texts of TextAttack's log, of which each is labelled again")
+    add("--rows", type=int, help="natural rows that every classifier learns from; default: all, tiny 2400")
+    add("--lm-rows", type=int, help="stories that the generator learns from; default: all, tiny 480")
     add("--accept", type=float, default=0.9, help="tau accepts this share of the validation rows")
     add("--finds", type=int, default=60, help="of a round, at most")
     add("--targets", type=int, default=30, help="bad texts that each attack starts from, in measuring")
@@ -98,12 +104,17 @@ def parse_args(argv=None):
     add("--dtype", choices=DTYPES, help="default: bf16 where the chip multiplies it, else fp32")
     add("--rank", type=int, default=16, help="r of the generator's LoRA, alpha is 2 r")
     add("--batch", type=int, default=16, help="rows of a step")
-    add("--epochs", type=float, default=2, help="of a classifier; the generator has one")
-    add("--lr", type=float, help="peak, classifier; default 1e-5, tiny 1e-4")
-    add("--lm-lr", type=float, default=1e-3, help="peak, generator")
+    add("--epochs", type=float, default=1, help="of a classifier; the generator has one")
+    add("--lr", type=float, help="peak, classifier; default 1e-5, tiny 2e-4")
+    add("--frozen", type=int, help="lower layers of the encoder that stay as they are; default 0, tiny 3")
+    add("--lm-lr", type=float, default=2e-3, help="peak, generator")
     add("--max-len", type=int, default=256, help="tokens of a story and its completion")
     add("--max-new", type=int, default=32, help="tokens of a completion")
-    add("--arm", default="rewrite", help="talk: which classifier")
+    add("--arm", default="rewrite", help="talk, attack: which classifier")
+    add("--author", default="", help="attack: who looks for texts")
+    add("--no-tool", action="store_true", help="attack: the score alone, no saliency and no proposals")
+    add("--terminal", action="store_true", help="attack: no page; so too where gradio is missing")
+    add("--port", type=int, help="attack: of the page on 127.0.0.1; default: the first free one from 7860")
     add("--seed", type=int, default=0, help="order of rows, starts, draws")
     add("--plan", type=float, metavar="P", help="labels that a claim of failures below P takes")
     a = p.parse_args(argv)
@@ -120,7 +131,9 @@ def parse_args(argv=None):
     a.tiny = not (a.generator or a.encoder or a.data)
     tag = "tiny" if a.tiny else Path(a.encoder or "deberta-v3-large").name
     if a.tiny:
-        a.rows, a.lm_rows, a.lr = a.rows or 1200, a.lm_rows or 240, a.lr or 1e-4
+        a.rows, a.lm_rows, a.lr = a.rows or 2400, a.lm_rows or 480, a.lr or 2e-4
+    a.frozen = (3 if a.tiny else 0) if a.frozen is None else a.frozen
+    a.oracle = a.oracle or a.data is None
     a.generator = a.generator or str(DATA / "smollm2/model")
     a.encoder = a.encoder or (str(DATA / "minilm/model") if a.tiny else "microsoft/deberta-v3-large")
     a.lr, a.data = a.lr or 1e-5, Path(a.data or DATA / "stories")
@@ -151,7 +164,8 @@ def experiment(a):
     more, finds, held = rows["train"][a.rows or len(rows["train"]):], [], {}
     natural = rows["train"][:a.rows]
     arms = {"baseline": train_filter(a, "baseline", natural, rows["validation"])}
-    for attack in (write_round, paraphrase_round, rewrite_round):
+    rounds = [write_round, paraphrase_round, rewrite_round] + [csv_round] * bool(a.from_csv)
+    for attack in rounds:
         last, name = list(arms.values())[-1], attack.__name__.partition("_")[0]
         found = once(a.folder / f"finds-{name}.jsonl", attack, last, lm, rows, a)
         finds += [row for row in found if not held_out(row)]
@@ -233,7 +247,7 @@ def held_out(row):
 
 def open_run(a, rows):
     """-> results so far. The same run goes on; another's folder is refused, and so is a second process."""
-    free = "stage", "out", "folder", "name", "overwrite", "arm", "plan"
+    free = "stage out folder name overwrite arm plan author no_tool terminal port".split()
     run = {k: str(v) for k, v in vars(a).items() if k not in free}
     run["rows"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     config, results = a.folder / "config.json", a.folder / "results.json"
@@ -256,22 +270,35 @@ def open_run(a, rows):
     write(config, json.dumps({"run": was | run, "device": device} | versions, indent=1))
     return json.loads(results.read_text()) if results.exists() else {}
 
-def is_bad(rows):
-    """-> [bool]: the labeller. Neither the classifier nor the generator ever sees its rules."""
-    sys.path.insert(0, str(DATA))
-    from stories.oracle import introduces
+def is_bad(rows, a):
+    """-> [bool]: the labeller. Neither the classifier nor the generator ever sees its rules. Without an
+    oracle people are asked: the run stops, and goes on when to_label.jsonl is filled in"""
+    if a.oracle:
+        sys.path[:] = dict.fromkeys([*sys.path, str(DATA)])
+        from stories.oracle import introduces
 
-    return [introduces(row["prompt"], row["completion"]) for row in rows]
+        return [introduces(row["prompt"], row["completion"]) for row in rows]
+    path, known = a.folder / "to_label.jsonl", {}
+    for row in read_rows(path) if path.exists() else []:
+        known[row["prompt"], row["completion"]] = row["label"]
+    ask = dict.fromkeys((row["prompt"], row["completion"] or "(empty)") for row in rows)
+    missing = [pair for pair in ask if known.get(pair) is None]
+    if missing:
+        write_rows(path, [dict(prompt=p, completion=c, label=label)
+                          for (p, c), label in (known | dict.fromkeys(missing)).items()])
+        sys.exit(f"{len(missing)} texts wait for a label in {path}: true where the completion is bad, else "
+                 "false. The same command goes on")
+    return [known[row["prompt"], row["completion"] or "(empty)"] for row in rows]
 
 # ---- one loop, two models: the generator's LoRA and the classifier
-def fit(params, rows, loss_of, a, lr, epochs, what):
+def fit(params, rows, loss_of, a, lr, epochs, what, seed=0):
     """AdamW; loss_of(rows of a step) is a mean over its rows or targets, and is backpropagated here"""
     opt = torch.optim.AdamW(params, lr, weight_decay=0.01, fused=True)
     per_epoch = math.ceil(len(rows) / a.batch)
     steps = max(1, round(epochs * per_epoch))
     for step in range(steps):
         t0 = time.perf_counter()
-        order = np.random.default_rng([a.seed, step // per_epoch]).permutation(len(rows))
+        order = np.random.default_rng([seed, step // per_epoch]).permutation(len(rows))
         first = step % per_epoch * a.batch
         loss = loss_of([rows[j] for j in order[first:first + a.batch]])
         loss.backward()
@@ -290,12 +317,13 @@ def fit(params, rows, loss_of, a, lr, epochs, what):
 # ==== METHOD ====
 # the generator: a causal LM tuned on stories; it is never changed afterwards
 def load_generator(a, rows):
-    """-> (model, tokenizer) with the adapter of this run, tuned first where there is none"""
+    """-> (model, tokenizer) with its adapter, tuned first where there is none; runs of all seeds share it"""
     model, tok = load_model(a.generator, a.bits, a.device, DTYPES[a.dtype], a.max_len)
-    add_lora(model, a.rank, 2 * a.rank, a.seed)
-    folder = a.folder / "generator"
+    add_lora(model, a.rank, 2 * a.rank, 0)
+    key = a.generator, str(a.data), a.lm_rows, a.lm_lr, a.rank, a.bits, a.dtype, a.batch, a.max_len
+    folder = a.folder.parent / f"generator-{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
     if not (folder / "adapter_config.json").exists():
-        docs = []
+        docs, rows = [], rows or read_rows(a.data / "lm_train.jsonl")
         for row in rows[:a.lm_rows]:
             head, tail = tok(row["prompt"]).input_ids, tok(" " + row["completion"]).input_ids + tok.ends[:1]
             docs.append(Doc(head + tail, [0.0] * len(head) + [1.0] * len(tail), row.get("id")))
@@ -335,9 +363,10 @@ def draw_pool(lm, stories, a):
     rows = [{"prompt": s, "completion": c, "story": n, "log_p": float(x / len(ids))}
             for n, (s, of, (_, conts), ps) in enumerate(zip(stories, pool, items, log_p))
             for c, ids, x in zip(of, conts, ps)]
-    return [row | {"label": label} for row, label in zip(rows, is_bad(rows))]
+    return [row | {"label": label} for row, label in zip(rows, is_bad(rows, a))]
 
-# the classifier: an encoder that reads prompt and completion as a pair, so that it can tell new from old
+# the classifier: an encoder that reads prompt and completion as a pair, so that it can tell new from old. Its
+# logit is the mean of its tokens' logits, which is a linear head on the mean state (a first token's is worse)
 def train_filter(a, name, rows, validation):
     """-> Filter from the pre-trained encoder; tau by one rule on validation: arms accept as much"""
     folder = a.folder / f"classifier-{name}"
@@ -345,10 +374,13 @@ def train_filter(a, name, rows, validation):
     torch.manual_seed(a.seed)
     try:
         tok = AutoTokenizer.from_pretrained(source, truncation_side="left", model_max_length=a.max_len)
-        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, use_safetensors=True)
+        model = AutoModelForTokenClassification.from_pretrained(source, num_labels=1, use_safetensors=True)
     except (OSError, ValueError) as e:
         die(f"--encoder {source}: {str(e).strip().splitlines()[0]}")
     model, bad = model.to(a.device), sum(row["label"] for row in rows)
+    still = ["embeddings.", *(f".layer.{k}." for k in range(a.frozen))] if a.frozen else []
+    for key, p in model.named_parameters():
+        p.requires_grad_(not any(part in key for part in still))
     f, weight = Filter(model, tok, math.inf), torch.tensor((len(rows) - bad) / bad).sqrt()
     if source != folder:
         model.train()
@@ -357,9 +389,10 @@ def train_filter(a, name, rows, validation):
             """binary cross-entropy; a bad row weighs the root of how rare it is"""
             y = torch.tensor([float(row["label"]) for row in part], device=a.device)
             with torch.autocast(a.device, DTYPES[a.dtype], enabled=a.dtype != "fp32"):
-                z = model(**encode(f, part)).logits[:, 0].float()
+                z = forward(f, part)
             return F.binary_cross_entropy_with_logits(z, y, pos_weight=weight.to(z))
-        fit(list(model.parameters()), rows, loss_of, a, a.lr, a.epochs, name)
+        learnt = [p for p in model.parameters() if p.requires_grad]
+        fit(learnt, rows, loss_of, a, a.lr, a.epochs, name, a.seed)
         new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         model.save_pretrained(new)
         tok.save_pretrained(new)
@@ -374,13 +407,24 @@ def encode(f, rows):
                   padding=True, return_tensors="pt")
     return found.to(f.model.device)
 
+def forward(f, rows, embeds=None):
+    """-> logits (B,)"""
+    inputs = encode(f, rows)
+    if embeds is not None:
+        del inputs["input_ids"]
+        inputs["inputs_embeds"] = embeds
+    token_logits = f.model(**inputs).logits[:, :, 0].float()  # (B, T)
+    mask = inputs["attention_mask"]
+    return (token_logits * mask).sum(1) / mask.sum(1)
+
 @torch.no_grad()
 def scores(f, rows, batch=64):
-    """-> logits of P(bad), [n]; in fp32, where a row's score does not depend on the rows beside it"""
+    """-> logits of P(bad), [n]; in fp32, where a row's score does not depend on the rows beside it. A system
+    that says nothing has no output: an empty completion is rejected, whatever the classifier says"""
     order, out = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt"] + rows[i]["completion"])), {}
     for part in (order[j:j + batch] for j in range(0, len(order), batch)):
-        out |= zip(part, f.model(**encode(f, [rows[i] for i in part])).logits[:, 0].tolist())
-    return [out[i] for i in range(len(rows))]
+        out |= zip(part, forward(f, [rows[i] for i in part]).tolist())
+    return [out[i] if rows[i]["completion"].strip() else math.inf for i in range(len(rows))]
 
 # the tool: which words matter, and what could stand there
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -388,10 +432,10 @@ WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 def saliency(f, row):
     """|d score / d e_i|_2 at each token's embedding, summed over the tokens of a word -> [(start, end, x)]"""
     inputs = encode(f, [row])
-    e = f.model.get_input_embeddings()(inputs.pop("input_ids")).detach().requires_grad_()
-    f.model(inputs_embeds=e, **inputs).logits.sum().backward()
+    e = f.model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
+    grad, = torch.autograd.grad(forward(f, [row], e).sum(), e)  # none for the weights
     enc = f.tok(row["prompt"], row["completion"], truncation="only_first", return_offsets_mapping=True)
-    norms = e.grad[0].norm(dim=-1).tolist()
+    norms = grad[0].norm(dim=-1).tolist()
     spans = [(at, x) for at, x, part in zip(enc.offset_mapping, norms, enc.sequence_ids()) if part == 1]
     return [(w.start(), w.end(), sum(x for (b, e), x in spans if b < w.end() and e > w.start()))
             for w in WORD.finditer(row["completion"])]
@@ -415,7 +459,8 @@ def synonyms(word, found={}):
     if not found:
         path = DATA / "wordnet/synonyms.json"
         found |= json.loads(path.read_text()) if path.exists() else {"": []}
-    return found.get(word.lower(), [])[:8]
+    stems = [word.lower().removesuffix(end) for end in ("", "s", "es", "d", "ed", "ing")]
+    return next((found[stem] for stem in stems if stem in found), [])[:8]
 
 def edits(lm, row, spans):
     """-> {completion: what was done}: a word of the spans replaced, or one put before it"""
@@ -486,7 +531,7 @@ def simulate(f, lm, rows, targets, way, a, enough=math.inf):
     going, out = {}, [dict(row, queries=0, found=None) for row in targets]
     for n, row in enumerate(targets):
         def bad(completion, row=row):
-            return is_bad([row | {"completion": completion}])[0]
+            return not a.oracle or is_bad([row | {"completion": completion}], a)[0]  # people judge at the end
         going[n] = ATTACKS[way](f, lm, row, bad, a, np.random.default_rng([a.seed, n]))
     asked = {n: next(gen) for n, gen in going.items()}
     while asked and sum(row["found"] is not None for row in out) < enough:
@@ -501,6 +546,9 @@ def simulate(f, lm, rows, targets, way, a, enough=math.inf):
             except StopIteration as end:
                 out[n]["found"] = end.value
         asked = {n: texts for n, texts in answers.items() if out[n]["queries"] < a.budget}
+    finds = [row for row in out if row["found"] is not None]
+    for row, bad in zip(finds, is_bad([row | {"completion": row["found"]} for row in finds], a)):
+        row["found"] = row["found"] if bad else None
     return out
 
 # the rounds: what is bad and accepted is a find
@@ -508,7 +556,7 @@ def accepted(f, rows, a, source):
     """-> the rows that are bad and that the filter lets through, at most a.finds, as training rows"""
     x = np.array(scores(f, rows)) if rows else np.zeros(0)
     through = [rows[i] | {"score": float(x[i])} for i in np.argsort(x, kind="stable") if x[i] < f.tau]
-    found = [row for row, bad in zip(through, is_bad(through)) if bad][:a.finds]
+    found = [row for row, bad in zip(through, is_bad(through, a)) if bad][:a.finds]
     return [{"parent": row.get("id", "")} | row | {"label": True, "source": source} for row in found]
 
 def write_round(f, lm, rows, a):
@@ -543,6 +591,29 @@ def rewrite_round(f, lm, rows, a):
     found = simulate(f, lm, rows, bad_ones(rows)[:2 * a.finds], "tool", a, a.finds)
     found = [row | {"completion": row["found"], "parent": row["id"]} for row in found if row["found"]]
     return accepted(f, found, a, "rewrite")
+
+def csv_round(f, lm, rows, a):
+    """what TextAttack's attacks changed, of which many are no longer bad (arXiv 2410.05573: most)"""
+    return accepted(f, textattack_rows(a.from_csv), a, "csv")
+
+def textattack_rows(path):
+    """the log of CSVLogger -> rows; only attacks that succeeded, and never their label. Of two columns
+    "<SPLIT>" stands between, with color_method="file" changed words stand in [[ ]]"""
+    rows = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for n, row in enumerate(csv.DictReader(file), 1):
+                texts = [re.sub(r"\[\[(.*?)\]\]", r"\1", row[k]).split("<SPLIT>")
+                         for k in ("original_text", "perturbed_text")]
+                if row["result_type"] != "Successful":
+                    continue
+                if any(len(parts) != 2 or not parts[1].strip() for parts in texts):
+                    die(f"{path}, row {n}: expected prompt<SPLIT>completion in both texts")
+                (_, old), (prompt, new) = ([part.strip() for part in parts] for parts in texts)
+                rows.append({"prompt": prompt, "completion": new, "parent": prompt + " " + old})
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, csv.Error) as e:
+        die(f"{path}: expected TextAttack's CSV with original_text, perturbed_text, result_type ({e!r})")
+    return rows or die(f"{path}: no row whose result_type is Successful")
 
 # ---- numbers
 def misses(f, sets):
@@ -644,19 +715,219 @@ def report(res):
                 shown = evals.show(m) if isinstance(m, dict) else f"{m:.3g}"
                 say(f"{stage:28}{name + ' ' + inner:44}{shown}")
 
-def talk(a):
-    """stories from standard input, a line each -> what the system writes, how many draws it took"""
+def trained(a):
+    """-> generator, classifier of --arm"""
     folder = a.folder / f"classifier-{a.arm}"
     if not folder.exists():
         die(f"{folder}: no classifier; run python adv_train.py first, or another --arm")
     rows = read_rows(a.data / "validation.jsonl")
-    lm, f = load_generator(a, []), train_filter(a, a.arm, rows, rows)
+    return load_generator(a, []), train_filter(a, a.arm, rows, rows)
+
+def talk(a):
+    """stories from standard input, a line each -> what the system writes, how many draws it took"""
+    lm, f = trained(a)
     for n, line in enumerate(filter(None, map(str.strip, sys.stdin))):
         texts = continuations(lm, [line], a.draws, a, n)[0]
         k = evals.first_accepted(scores(f, [{"prompt": line, "completion": t} for t in texts]), f.tau)
         text = texts[int(k) - 1]
         good = scores(f, [{"prompt": line, "completion": text}])[0] < f.tau
         say(f"{line} {text}   [draw {k}]" if good else f"{line} ...   [{a.draws} draws, all rejected]")
+
+# ---- people: saliency, menus and the score, in a browser or in the terminal
+PAGE = ROOT / "docs/attack.html"
+
+class Sitting:
+    """one person: the text now, what stood before, the clock, the log. Page and terminal act() and view()"""
+    lock = threading.Lock()  # the models serve one person at a time
+
+    def __init__(self, f, lm, targets, a):
+        self.f, self.lm, self.targets, self.a = f, lm, targets, a
+        self.id, self.n, self.finds = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(4), -1, 0
+        self.said = ""
+        (a.folder / "sittings").mkdir(parents=True, exist_ok=True)
+        with self.lock:
+            self.begin()
+
+    def act(self, what, arg=None, n=None):
+        """n: of the text that was meant, if a second click came late"""
+        with self.lock:
+            known = what in ("menu", "pick", "edit", "undo", "submit", "next", "close")
+            if known and not self.done and n in (None, self.n):
+                self.said = ""
+                getattr(self, what)(arg)
+
+    def begin(self):
+        self.n, self.history = self.n + 1, []
+        self.done = self.n == len(self.targets)
+        if self.done:
+            self.said += " That was the last text. Thank you."
+        else:
+            self.row, self.shown = self.targets[self.n], time.monotonic()
+            self.place(self.row["completion"])
+            self.start = self.score
+            self.log("shown")
+
+    def place(self, text):
+        self.row = self.row | {"completion": text}
+        self.score = scores(self.f, [self.row])[0]
+        self.spans = [] if self.a.no_tool else saliency(self.f, self.row)
+        self.word, self.options = None, []
+
+    def log(self, event, **more):
+        """on disk at once: whoever leaves, and however, has left the seconds until then"""
+        row = {"sitting": self.id, "author": self.a.author, "arm": self.a.arm, "tool": not self.a.no_tool,
+               "event": event, "target": self.row["id"], "completion": self.row["completion"],
+               "score": self.score, "seconds": round(time.monotonic() - self.shown, 3),
+               "time": time.strftime("%FT%T%z")}
+        with open(self.a.folder / "sittings" / f"{self.id}.jsonl", "a") as out:
+            out.write(json.dumps(row | more) + "\n")
+
+    def view(self):
+        """all that is shown. A piece of the text has the number of its word, its share of the top saliency"""
+        pieces, end, text = [], 0, self.row["completion"]
+        most = max((x for *_, x in self.spans), default=0) or 1
+        for k, (start, stop, x) in enumerate(self.spans):
+            pieces += [(text[end:start], None, 0), (text[start:stop], k, x / most)]
+            end = stop
+        word, how = ("Accepted", "is") if self.score < self.f.tau else ("Rejected", "must fall")
+        shown = {k: getattr(self, k) for k in ("n", "score", "start", "word", "said", "done")}
+        return shown | {
+            "story": self.row["prompt"], "text": text, "pieces": pieces + [(text[end:], None, 0)],
+            "verdict": f"{word}: the score {self.score:.3f} {how} below {self.f.tau:.3f}.", "tau": self.f.tau,
+            "count": f"text {min(self.n + 1, len(self.targets))} of {len(self.targets)}",
+            "finds": f"{self.finds} found", "seconds": time.monotonic() - self.shown,
+            "tool": not self.a.no_tool, "menu": [(x, *edit) for x, _, edit in self.options]}
+
+    def menu(self, k):
+        """what could stand for word k or before it, with the score that it would give"""
+        if 0 <= k < len(self.spans):
+            self.word, self.options = k, menu(self.f, self.lm, self.row, self.spans[k:k + 1])
+            self.said = "Lowest score first. + goes before the word, ✓ is accepted."
+            self.log("menu", word=k)
+
+    def pick(self, k):
+        if 0 <= k < len(self.options):
+            self.edit(self.options[k][1], "pick", edit=self.options[k][2])
+
+    def edit(self, text, event="edit", **more):
+        """-> whether the text, a new one or not, can be submitted"""
+        text = " ".join(text.split())
+        n = len(self.f.tok(self.row["prompt"], text, verbose=False).input_ids)
+        if not text:
+            self.said = "An empty text is not scored."
+        elif n > self.a.max_len:
+            self.said = f"Not scored: {n} tokens with the story, the filter reads {self.a.max_len}."
+        elif text != self.row["completion"]:
+            self.history.append(self.row["completion"])
+            self.place(text)
+            self.log(event, **more)
+        return not self.said
+
+    def undo(self, _):
+        if self.history:
+            self.place(self.history.pop())
+            self.log("undo")
+
+    def submit(self, text):
+        """a find is logged once: with it comes the next text"""
+        if self.edit(text):
+            accepted, bad = self.score < self.f.tau, not self.a.oracle or is_bad([self.row], self.a)[0]
+            outcome = "no longer bad" if not bad else "found" if accepted else "still rejected"
+            self.log("submit", accepted=accepted, bad=bad, outcome=outcome)
+            self.said = f"Submitted: {outcome}."
+            if outcome == "found":
+                self.finds += 1
+                self.begin()
+
+    def next(self, _):
+        self.log("next")
+        self.begin()
+
+    def close(self, _):
+        self.log("close")
+        self.done = True
+
+def minutes(paths):
+    """logs -> minutes a find, of each arm. What was given up counts, to its last event"""
+    spent, found, out = {}, set(), {}
+    for row in (row for path in paths for row in read_rows(path, False)):
+        key = row["tool"], row["arm"], row["sitting"], row["target"]
+        spent[key] = max(spent.get(key, 0), row["seconds"] / 60)
+        found |= {key} if row.get("outcome") == "found" else set()
+    for tool, arm in sorted({key[:2] for key in spent}):  # the baseline is the first arm
+        T = sum(spent[key] for key in spent if key[:2] == (tool, arm))
+        k = sum(key[:2] == (tool, arm) for key in found)
+        here = out.setdefault("people, tool" if tool else "people, no-tool", {})
+        here[f"{arm}: minutes a find"] = evals.time_to_find(k, T)
+        first = here.get("baseline: minutes a find")
+        if arm != "baseline" and first and first["n"] + k:
+            here[f"{arm}: times as long"] = evals.time_ratio(first["n"], first["exposure"], k, T)
+    return out
+
+def terminal(s):
+    keys = {"u": "undo", "s": "submit", "n": "next", "q": "close"}
+    while not s.done:
+        v = s.view()
+        words = [x if k is None else f"{x}[{k}{'*' * round(3 * share)}]" for x, k, share in v["pieces"]]
+        menu = [f"  ={k:<3}{x:9.3f}  {' '.join(edit)}" for k, (x, *edit) in enumerate(v["menu"])]
+        usage = "word's number | =proposal | new text | u undo, s submit, n next, q quit"
+        lines = [f"{v['count']}, {v['finds']}", v["story"], "".join(words), v["verdict"], v["said"], *menu]
+        for line in [*lines, usage]:
+            say("".join(filter(str.isprintable, line)))  # no escape codes
+        line = sys.stdin.readline()
+        line, number = line.strip() if line else "q", line.strip().removeprefix("=")
+        if line in keys:
+            s.act(keys[line], v["text"])
+        elif number.isdecimal():
+            s.act("menu" if line == number else "pick", int(number))
+        else:
+            s.act("edit", line)
+    say(s.said)
+
+def page(a, new):
+    """a page on 127.0.0.1 where each browser has its own sitting; nothing comes from or goes elsewhere"""
+    import gradio as gr
+    sittings = {}
+
+    def act(request: gr.Request, event: gr.EventData):
+        s = sittings.get(request.session_hash)
+        if s:
+            s.act(**event._data)
+        else:
+            s = sittings[request.session_hash] = new()
+        return s.view()
+
+    def leave(request: gr.Request):
+        sittings.pop(request.session_hash).act("close")
+
+    body, script = PAGE.read_text().split("<script>")  # fixed: Gradio would run code that a text puts in here
+    with gr.Blocks(title="Attack the filter", analytics_enabled=False) as demo:
+        box = gr.HTML(html_template=body, js_on_load=script, apply_default_css=False)
+        for when in demo.load, box.click:
+            when(act, None, box, show_progress="hidden", api_visibility="private", trigger_mode="multiple")
+        demo.unload(leave)
+    try:
+        _, url, _ = demo.launch(server_name="127.0.0.1", server_port=a.port, share=False, quiet=True,
+                                prevent_thread_lock=True, footer_links=[], ssr_mode=False)
+    except OSError as e:
+        die(f"--port {a.port}: {e}")
+    say(f"{url} (Ctrl-C ends)")
+    demo.block_thread()
+    for s in [*sittings.values()]:
+        s.act("close")
+
+def attack(a):
+    """people look for bad texts that the classifier accepts; with --no-tool they see its score alone"""
+    lm, f = trained(a)
+    rows = [{"id": str(n)} | row for n, row in enumerate(read_rows(a.data / "test.jsonl")) if row["label"]]
+    rows = [rows[k] for k in np.random.default_rng(a.seed).permutation(len(rows))]
+    rows = [row | {"completion": " ".join(row["completion"].split())} for row in rows]
+    rows = [row for row, x in zip(rows, scores(f, rows)) if x >= f.tau][:a.targets]
+    if not rows:
+        sys.exit("no bad text of the test rows is rejected: there is nothing to attack")
+    new = partial(Sitting, f, lm, rows, a)
+    terminal(new()) if a.terminal or not importlib.util.find_spec("gradio") else page(a, new)
+    report(minutes(sorted((a.folder / "sittings").glob("*.jsonl"))))
 
 # ==== ENGINE: 4-bit LoRA with fused kernels for any transformers model, one GPU or a CPU ====
 # The same lines stand in every script that runs a model: edited in lora_undo.py, copied by tests/engine.py.
@@ -1177,7 +1448,7 @@ def main():
     if a.plan:
         return say(f"{evals.labels_needed(a.plan):,} filtered outputs, all labelled good, for a claim of "
                    f"fewer failures than {a.plan:g} (95 %)")
-    talk(a) if a.stage == "talk" else experiment(a)
+    {"all": experiment, "talk": talk, "attack": attack}[a.stage](a)
 
 if __name__ == "__main__":
     try:

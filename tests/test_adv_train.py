@@ -45,8 +45,8 @@ def models(tmp_path_factory):
 
 
 def arguments(models, out):
-    return ["--generator", str(models / "lm"), "--encoder", str(models / "bert"), "--out", str(out), "--dtype", "fp32",
-            "--device", "cpu", "--rows", "300", "--lm-rows", "16", "--targets", "3", "--budget", "20", "--finds", "4",
+    return ["--generator", str(models / "lm"), "--encoder", str(models / "bert"), "--out", str(out),
+            "--dtype", "fp32", "--device", "cpu", "--rows", "300", "--lm-rows", "16", "--targets", "3", "--budget", "20", "--finds", "4",
             "--prompts", "4", "--draws", "3", "--max-new", "8", "--lr", "1e-2", "--epochs", "3"]
 
 
@@ -76,7 +76,7 @@ def test_files_and_numbers_of_a_run(done):
     folder, argv, out = done
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {f for f in found if "/" not in f} == FILES
-    assert {f.partition("/")[0] for f in found if "/" in f} == {"generator", *(f"classifier-{x}" for x in ARMS)}
+    assert {f.partition("/")[0] for f in found if "/" in f} == {f"classifier-{x}" for x in ARMS}
     assert "baseline, step" not in out and "write, step" in out  # after the kill it went on
     res = json.loads((folder / "results.json").read_text())
     assert {*ARMS, "attack, tool", "attack, no-tool", "attack, dilute", "quality"} < set(res)
@@ -95,7 +95,7 @@ def test_finds_are_bad_and_accepted(done, models):
     for before, name in zip(ARMS, ARMS[1:4]):
         f = v.train_filter(a, before, v.read_rows(a.data / "train.jsonl")[:300], v.read_rows(a.data / "validation.jsonl"))
         rows = lines(folder / f"finds-{name}.jsonl")
-        assert all(v.is_bad(rows)) and all(np.array(v.scores(f, rows)) < f.tau)
+        assert all(v.is_bad(rows, a)) and all(np.array(v.scores(f, rows)) < f.tau)
         assert len(rows) <= 4 and all(row["parent"] for row in rows)
 
 
@@ -106,15 +106,14 @@ def test_saliency_equals_finite_differences_and_scores_do_not_depend_on_the_batc
     f = v.train_filter(a, "baseline", rows, rows)
     x = v.scores(f, rows)
     assert np.allclose(x, [v.scores(f, [row])[0] for row in rows], atol=1e-5)
-    transformers_own = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "classifier-baseline")
+    transformers_own = transformers.AutoModelForTokenClassification.from_pretrained(folder / "classifier-baseline")
     enc = transformers.AutoTokenizer.from_pretrained(folder / "classifier-baseline")
     one = enc(rows[0]["prompt"], rows[0]["completion"], return_tensors="pt")
-    assert abs(transformers_own.eval()(**one).logits.item() - x[0]) < 1e-5
+    assert abs(transformers_own.eval()(**one).logits.mean().item() - x[0]) < 1e-5
     spans = v.saliency(f, rows[0])
     assert [rows[0]["completion"][b:e] for b, e, _ in spans] == v.WORD.findall(rows[0]["completion"])
     f.model.double()
-    inputs = v.encode(f, rows[:1])
-    e = f.model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    e = f.model.get_input_embeddings()(v.encode(f, rows[:1])["input_ids"]).detach()
     start, end, want = v.saliency(f, rows[0])[1]
     enc = f.tok(rows[0]["prompt"], rows[0]["completion"], return_offsets_mapping=True)
     total = 0.0
@@ -124,7 +123,7 @@ def test_saliency_equals_finite_differences_and_scores_do_not_depend_on_the_batc
             for d in range(e.shape[-1]):
                 step = torch.zeros_like(e)
                 step[0, t, d] = 1e-5
-                up, down = (f.model(inputs_embeds=e + s * step, **inputs).logits.item() for s in (1, -1))
+                up, down = (v.forward(f, rows[:1], e + s * step).item() for s in (1, -1))
                 grad.append((up - down) / 2e-5)
             total += math.hypot(*grad)
     assert abs(total - want) < 1e-6 * max(1, want)
@@ -183,3 +182,37 @@ def test_a_threshold_that_rejects_everything_is_counted(monkeypatch):
 def test_plan():
     p = subprocess.run([sys.executable, str(ROOT / "adv_train.py"), "--plan", "1e-4"], capture_output=True, text=True)
     assert "29,956" in p.stdout and evals.labels_needed(1e-4) == 29956
+
+
+def test_textattack_log(tmp_path, capsys):
+    """two columns, changed words in [[ ]], a skipped row, a text with brackets of its own, a comma, a quote"""
+    path = tmp_path / "log.csv"
+    head = "original_text,perturbed_text,num_queries,result_type\n"
+    path.write_text(head + '"A kite [red] fell.<SPLIT>He [[poured]] tea, ""hot"".",'
+                    '"A kite [red] fell.<SPLIT>He [[decanted]] tea, ""hot"".",7,Successful\n'
+                    'a<SPLIT>b,a<SPLIT>b,1,Skipped\n')
+    row, = v.textattack_rows(path)
+    assert row == {"prompt": "A kite [red] fell.", "completion": 'He decanted tea, "hot".',
+                   "parent": 'A kite [red] fell. He poured tea, "hot".'}
+    for text, message in ((head, "no row whose result_type"), ("a,b\n1,2\n", "expected TextAttack's CSV"),
+                          (head + "one column,one column,1,Successful\n", "row 1: expected prompt<SPLIT>")):
+        path.write_text(text)
+        with pytest.raises(SystemExit):
+            v.textattack_rows(path)
+        assert message in capsys.readouterr().err
+
+
+def test_people_label_what_is_not_the_stories(models, tmp_path):
+    """without an oracle the run stops, counts what waits, and takes what people wrote"""
+    a = v.parse_args([*arguments(models, tmp_path), "--data", str(v.DATA / "stories")])
+    a.folder.mkdir(parents=True)
+    rows = [{"prompt": "A.", "completion": c} for c in ("B.", "C.", "B.", "")]
+    with pytest.raises(SystemExit, match="3 texts wait for a label"):
+        v.is_bad(rows, a)
+    asked = lines(a.folder / "to_label.jsonl")
+    assert [row["completion"] for row in asked] == ["B.", "C.", "(empty)"]
+    v.write_rows(a.folder / "to_label.jsonl", [row | {"label": row["completion"] == "C."} for row in asked])
+    assert v.is_bad(rows, a) == [False, True, False, False]
+    with pytest.raises(SystemExit, match="1 texts wait"):
+        v.is_bad([*rows, {"prompt": "A.", "completion": "D."}], a)
+    assert [row["label"] for row in lines(a.folder / "to_label.jsonl")] == [False, True, False, None]
