@@ -14,11 +14,13 @@ How often does the system fail now, how long does an adversary need, and what do
     F = E_p[ P(bad and accepted | p) / P(accepted | p) ]    stories p; drawn for until one is accepted
 
     python adv_train.py              # the miniature: SmolLM2-135M writes, MiniLM judges, an oracle labels
+    python adv_train.py attack       # be the adversary: a page with the tool, or --terminal
     python adv_train.py talk         # the filtered generator: a story a line
     python adv_train.py --plan 1e-4  # how many labels a claim of fewer failures takes
 
-Under construction: no run of the miniature is measured yet, and people have no page to attack from.
-Every stage leaves its file; a run that was stopped goes on after the last one. Read experiment() and METHOD.
+The page needs `pip install gradio`; minutes a find are told when it ends. --data FOLDER takes rows of your
+own: the run stops where people have to label, and goes on when they have. Every stage leaves its file; a run
+that was stopped goes on after the last one. Read experiment() and METHOD.
 What stands under ENGINE is alike in every script.
 """
 import argparse
@@ -325,7 +327,7 @@ def load_generator(a, rows):
     if not (folder / "adapter_config.json").exists():
         docs, rows = [], rows or read_rows(a.data / "lm_train.jsonl")
         for row in rows[:a.lm_rows]:
-            head, tail = tok(row["prompt"]).input_ids, tok(" " + row["completion"]).input_ids + tok.ends[:1]
+            head, tail = tok(row["prompt"] + "\n").input_ids, tok(row["completion"]).input_ids + tok.ends[:1]
             docs.append(Doc(head + tail, [0.0] * len(head) + [1.0] * len(tail), row.get("id")))
 
         def loss_of(part):
@@ -345,9 +347,8 @@ def continuations(lm, stories, n, a, seed=0):
     out = []
     with dense_weights(model):
         for j in range(0, len(stories), 16):
-            ids = [tok(story).input_ids for story in stories[j:j + 16]]
-            found = generate(model, ids, a.max_new, tok.ends, n, temperature=1.0, top_p=0.95,
-                             seed=seed * 1000003 + j)
+            ids = [tok(story + "\n").input_ids for story in stories[j:j + 16]]  # else one in four is empty
+            found = generate(model, ids, a.max_new, tok.ends, n, temperature=0.9, seed=seed * 1000003 + j)
             texts = [[tok.decode(ids, skip_special_tokens=True) for ids in of] for of in found]
             out += [[text.strip().split("\n")[0] for text in of] for of in texts]
     return out
@@ -356,7 +357,7 @@ def draw_pool(lm, stories, a):
     """m draws a story -> rows with their labels and the generator's log-likelihood a token"""
     model, tok = lm
     pool = continuations(lm, stories, a.draws, a, a.seed)
-    items = [(tok(story).input_ids, [tok(" " + c).input_ids + tok.ends[:1] for c in of])
+    items = [(tok(story + "\n").input_ids, [tok(c).input_ids + tok.ends[:1] for c in of])
              for story, of in zip(stories, pool)]
     with dense_weights(model):
         log_p = score(model, items)
@@ -413,7 +414,8 @@ def forward(f, rows, embeds=None):
     if embeds is not None:
         del inputs["input_ids"]
         inputs["inputs_embeds"] = embeds
-    token_logits = f.model(**inputs).logits[:, :, 0].float()  # (B, T)
+    token_logits = f.model(**inputs).logits[:, :, 0]  # (B, T)
+    token_logits = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))  # autocast: bf16
     mask = inputs["attention_mask"]
     return (token_logits * mask).sum(1) / mask.sum(1)
 
@@ -444,7 +446,7 @@ def saliency(f, row):
 def next_words(lm, row, k=40):
     """{start of a word of the completion: the k likeliest words there}, from one forward of the text"""
     model, tok = lm
-    enc = tok(row["prompt"] + " " + row["completion"], return_offsets_mapping=True)
+    enc = tok(row["prompt"] + "\n" + row["completion"], return_offsets_mapping=True)
     h = hidden(model, pack([Doc(enc.input_ids, [0.0] * len(enc.input_ids), "")], model.device))  # (S, D)
     out, begin = {}, len(row["prompt"]) + 1
     for w in WORD.finditer(row["completion"]):
@@ -452,7 +454,8 @@ def next_words(lm, row, k=40):
         if at:
             top = logits(model, h[at - 1]).topk(k).indices.tolist()
             words = [tok.decode(i) for i in top]
-            out[w.start()] = [x.strip() for x in words if x[:1] == " " and WORD.fullmatch(x.strip())]
+            whole = [x.strip() for x in words if x[:1] == " " or not w.start()]  # not the rest of a word
+            out[w.start()] = [x for x in whole if WORD.fullmatch(x)]
     return out
 
 def synonyms(word, found={}):
@@ -713,6 +716,8 @@ def report(res):
             nested = m.items() if isinstance(m, dict) and "value" not in m else [("", m)]
             for inner, m in nested:
                 shown = evals.show(m) if isinstance(m, dict) else f"{m:.3g}"
+            if name.endswith(("a find", "as many", "as long")):  # no shares, below 1 too
+                shown = f"{m['value']:.2f} [{m['ci95'][0]:.2f}, {m['ci95'][1]:.2f}]"
                 say(f"{stage:28}{name + ' ' + inner:44}{shown}")
 
 def trained(a):

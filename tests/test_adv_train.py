@@ -1,4 +1,4 @@
-"""adv_train.py: one run on a nano generator and a nano encoder, its files, a kill and a restart, bad input."""
+"""adv_train.py: a run on a nano generator and a nano encoder, its files, a kill and a restart, bad input."""
 import json
 import math
 import os
@@ -26,7 +26,7 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """a two-layer Llama, and a one-layer BERT with a vocabulary of letters and of the words of a few stories"""
+    """a two-layer Llama; a one-layer BERT with a vocabulary of letters and of the words of a few stories"""
     folder = tmp_path_factory.mktemp("models")
     nano.build(folder / "lm")
     v.prepared(v.DATA / "stories/written.jsonl")
@@ -46,8 +46,9 @@ def models(tmp_path_factory):
 
 def arguments(models, out):
     return ["--generator", str(models / "lm"), "--encoder", str(models / "bert"), "--out", str(out),
-            "--dtype", "fp32", "--device", "cpu", "--rows", "300", "--lm-rows", "16", "--targets", "3", "--budget", "20", "--finds", "4",
-            "--prompts", "4", "--draws", "3", "--max-new", "8", "--lr", "1e-2", "--epochs", "3"]
+            "--dtype", "fp32", "--device", "cpu", "--rows", "300", "--lm-rows", "16", "--targets", "3",
+            "--budget", "20", "--finds", "4", "--prompts", "4", "--draws", "3", "--max-new", "8",
+            "--lr", "1e-2", "--epochs", "3"]
 
 
 ARMS = ["baseline", "write", "paraphrase", "rewrite", "random"]
@@ -85,7 +86,8 @@ def test_files_and_numbers_of_a_run(done):
             assert metric.startswith("AUPRC") or {"value", "ci95", "n", "n_unscored", "direction"} <= set(m)
     for row in lines(folder / "attack-tool-baseline.jsonl"):
         assert row["queries"] <= 20
-    again = subprocess.run([sys.executable, str(ROOT / "adv_train.py"), *argv], capture_output=True, text=True)
+    command = [sys.executable, str(ROOT / "adv_train.py"), *argv]
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "step" not in again.stdout
 
 
@@ -93,7 +95,8 @@ def test_finds_are_bad_and_accepted(done, models):
     folder, argv, _ = done
     a = v.parse_args(argv)
     for before, name in zip(ARMS, ARMS[1:4]):
-        f = v.train_filter(a, before, v.read_rows(a.data / "train.jsonl")[:300], v.read_rows(a.data / "validation.jsonl"))
+        rows = v.read_rows(a.data / "train.jsonl")[:300]
+        f = v.train_filter(a, before, rows, v.read_rows(a.data / "validation.jsonl"))
         rows = lines(folder / f"finds-{name}.jsonl")
         assert all(v.is_bad(rows, a)) and all(np.array(v.scores(f, rows)) < f.tau)
         assert len(rows) <= 4 and all(row["parent"] for row in rows)
@@ -106,7 +109,8 @@ def test_saliency_equals_finite_differences_and_scores_do_not_depend_on_the_batc
     f = v.train_filter(a, "baseline", rows, rows)
     x = v.scores(f, rows)
     assert np.allclose(x, [v.scores(f, [row])[0] for row in rows], atol=1e-5)
-    transformers_own = transformers.AutoModelForTokenClassification.from_pretrained(folder / "classifier-baseline")
+    own_class = transformers.AutoModelForTokenClassification
+    transformers_own = own_class.from_pretrained(folder / "classifier-baseline")
     enc = transformers.AutoTokenizer.from_pretrained(folder / "classifier-baseline")
     one = enc(rows[0]["prompt"], rows[0]["completion"], return_tensors="pt")
     assert abs(transformers_own.eval()(**one).logits.mean().item() - x[0]) < 1e-5
@@ -144,7 +148,8 @@ def test_menu_is_what_scoring_each_edit_gives(done, models):
 
 
 @pytest.mark.parametrize("change, message", [
-    (["--accept", "1.5"], "between 0 and 1"), (["--draws", "1"], "--draws"), (["--encoder", "no/where"], "--encoder"),
+    (["--accept", "1.5"], "between 0 and 1"), (["--draws", "1"], "--draws"),
+    (["--encoder", "no/where"], "--encoder"),
     (["--budget", "0"], "--budget must be above 0"), (["talk", "--arm", "none"], "no classifier")])
 def test_bad_flags(models, tmp_path, change, message):
     p = subprocess.run([sys.executable, str(ROOT / "adv_train.py"), *arguments(models, tmp_path), *change],
@@ -152,11 +157,13 @@ def test_bad_flags(models, tmp_path, change, message):
     assert p.returncode == 2 and message in p.stderr and "Traceback" not in p.stderr
 
 
-@pytest.mark.parametrize("bad", [{"prompt": "A.", "completion": "  ", "label": True}, {"prompt": "A.", "label": True},
+@pytest.mark.parametrize("bad", [{"prompt": "A.", "completion": "  ", "label": True},
+                                 {"prompt": "A.", "label": True},
                                  {"prompt": "A.", "completion": "B.", "label": "yes"}])
 def test_a_bad_row_is_named(tmp_path, bad, capsys):
     path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps({"prompt": "A.", "completion": "<b>B</b>", "label": False}) + "\n" + json.dumps(bad))
+    good = {"prompt": "A.", "completion": "<b>B</b>", "label": False}
+    path.write_text(json.dumps(good) + "\n" + json.dumps(bad))
     with pytest.raises(SystemExit):
         v.read_rows(path)
     assert "train.jsonl:2: expected" in capsys.readouterr().err
@@ -180,12 +187,13 @@ def test_a_threshold_that_rejects_everything_is_counted(monkeypatch):
 
 
 def test_plan():
-    p = subprocess.run([sys.executable, str(ROOT / "adv_train.py"), "--plan", "1e-4"], capture_output=True, text=True)
+    command = [sys.executable, str(ROOT / "adv_train.py"), "--plan", "1e-4"]
+    p = subprocess.run(command, capture_output=True, text=True)
     assert "29,956" in p.stdout and evals.labels_needed(1e-4) == 29956
 
 
 def test_textattack_log(tmp_path, capsys):
-    """two columns, changed words in [[ ]], a skipped row, a text with brackets of its own, a comma, a quote"""
+    """two columns, changed words in [[ ]], a skipped row; brackets of the text, a comma, a quote"""
     path = tmp_path / "log.csv"
     head = "original_text,perturbed_text,num_queries,result_type\n"
     path.write_text(head + '"A kite [red] fell.<SPLIT>He [[poured]] tea, ""hot"".",'

@@ -1,4 +1,4 @@
-"""adv_train.py attack: a person's sitting, its log and its minutes; the terminal; the page in headless Chromium."""
+"""adv_train.py attack: a person's sitting, its log, its minutes; the terminal; the page in Chromium."""
 import argparse
 import importlib.util
 import json
@@ -28,22 +28,27 @@ MARKUP = '<b>tea</b> <img src=x onerror="window.hit=1"> ${window.hit=2} {{said}}
 
 @pytest.fixture(scope="module")
 def run(models, tmp_path_factory):
-    """-> flags and Filter of a run whose classifier has hardly learned: it rejects half of whatever it reads"""
+    """-> flags and Filter of a run whose classifier has hardly learned: it rejects half of what it reads"""
     out, data = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("rows")
-    rows = {split: lines(v.DATA / f"stories/{split}.jsonl") for split in ("train", "validation", "test", "lm_train")}
+    splits = "train", "validation", "test", "lm_train"
+    rows = {split: lines(v.DATA / f"stories/{split}.jsonl") for split in splits}
     story = 'A sign said <b>bold</b> and <img src=x onerror="window.hit=3">.'
     for split, of in rows.items():
         of[:] = [row | {"prompt": story} for row in of[:1500]]
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of))
-    argv = [*arguments(models, out), "--data", str(data), "--oracle", "--accept", "0.5", "--epochs", "1", "--arm", "baseline"]
+    argv = [*arguments(models, out), "--data", str(data), "--oracle"]
+    argv += ["--accept", "0.5", "--epochs", "1", "--arm", "baseline"]
     argv[argv.index("--targets") + 1] = "4"
     a = v.parse_args(argv)
     a.folder.mkdir(parents=True)
     lm = v.load_generator(a, rows["lm_train"])
     f = v.train_filter(a, "baseline", rows["train"][:64], rows["validation"])
     bad = [row for row in rows["test"] if row["label"]]
-    accepted = [row["completion"] for row, x in zip(bad, v.scores(f, bad)) if x < f.tau and v.is_bad([row], a)[0]]
-    return argparse.Namespace(argv=argv, a=a, f=f, lm=lm, bad=bad, accepted=accepted)
+    accepted = [row for row, x in zip(bad, v.scores(f, bad)) if x < f.tau]
+    accepted = [row["completion"] for row in accepted if v.is_bad([row], a)[0]]
+    coloured = [row | {"completion": "\x1b[31m" + row["completion"]} for row in bad]
+    coloured = [row["completion"] for row, x in zip(coloured, v.scores(f, coloured)) if x >= f.tau]
+    return argparse.Namespace(argv=argv, a=a, f=f, lm=lm, bad=bad, accepted=accepted, coloured=coloured)
 
 
 def flags(run, folder, **changes):
@@ -171,14 +176,16 @@ def newest(run):
 
 
 def test_terminal(run):
-    text = f"3\n=0\nu\n\n\x1b[31mRed tea.\ns\n{run.accepted[0]}\ns\nn\n"
-    p = subprocess.run(command(run, "--terminal", "--author", "Bo"), input=text, capture_output=True, text=True)
+    text = f"3\n=0\nu\n\n{run.coloured[-1]}\ns\n{run.accepted[0]}\ns\nn\n"
+    argv = command(run, "--terminal", "--author", "Bo")
+    p = subprocess.run(argv, input=text, capture_output=True, text=True)
     assert p.returncode == 0, p.stderr[-2000:]
     rows = lines(newest(run))
     events = [row["event"] for row in rows]
     assert events[:6] == ["shown", "menu", "pick", "undo", "edit", "submit"]
-    assert events[6:] == ["edit", "submit", "shown", "next", "shown", "close"] and rows[7]["outcome"] == "found"
-    assert "empty text" in p.stdout and "[3" in p.stdout and "\x1b" not in p.stdout and "Bo" == rows[0]["author"]
+    assert events[6:] == ["edit", "submit", "shown", "next", "shown", "close"]
+    assert rows[7]["outcome"] == "found" and rows[0]["author"] == "Bo"
+    assert "empty text" in p.stdout and "[3" in p.stdout and "\x1b" not in p.stdout
     assert re.search(r"people, tool .*baseline: minutes a find", p.stdout)
 
 
@@ -251,7 +258,8 @@ def keys(tab, *names):
 
 
 def wait(tab, selector, text):
-    tab.wait_for_function("([q, t]) => document.querySelector(q).textContent.includes(t)", arg=[selector, text])
+    there = "([q, t]) => document.querySelector(q).textContent.includes(t)"
+    tab.wait_for_function(there, arg=[selector, text])
 
 
 def type_in(tab, text):
@@ -300,11 +308,11 @@ def test_page_by_keyboard_from_load_to_log(browser, url, run):
     tab.wait_for_function("document.querySelector('time').textContent >= '0:01'")
     keys(tab, "Tab", "Tab", "Tab")
     assert active(tab) == "submit"
-    tab.evaluate("[1, 2].forEach(() => document.activeElement.click())")  # a second click finds the next text there
+    tab.evaluate("[1, 2].forEach(() => document.activeElement.click())")  # the second finds the next text
     wait(tab, ".finds", "1 found")
     assert "text 2 of 4" in tab.inner_text(".count") and "found" in tab.inner_text(".said")
     rows = lines(newest(run))
-    assert [row["event"] for row in rows] == ["shown", "menu", "pick", "undo", "edit", "edit", "submit", "shown"]
+    assert " ".join(row["event"] for row in rows) == "shown menu pick undo edit edit submit shown"
     assert rows[4]["completion"] == MARKUP and rows[6]["outcome"] == "found" and rows[6]["seconds"] >= 1
     for _ in range(3):
         text = tab.inner_text(".count")
@@ -331,7 +339,7 @@ def test_two_browsers_at_once(browser, url, run):
     for n, tab in enumerate(tabs):
         tab.wait_for_selector("[data-do=pick]")
         assert f"Person {n}" in tab.inner_text(".words")
-        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # and nothing is cut at 400 px
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing is cut at 400 px
         tab.context.close()
     new = [*{*(run.a.folder / "sittings").glob("*.jsonl")} - before]
     assert len(new) == 2
@@ -341,7 +349,8 @@ def test_two_browsers_at_once(browser, url, run):
             time.sleep(0.1)
         rows = lines(path)
         assert [row["event"] for row in rows] == ["shown", "edit", "edit", "edit", "menu", "close"]
-        assert len({row["completion"][:8] for row in rows[1:]}) == 1 and rows[-1]["seconds"] >= rows[-2]["seconds"]
+        assert len({row["completion"][:8] for row in rows[1:]}) == 1
+        assert rows[-1]["seconds"] >= rows[-2]["seconds"]
 
 
 def test_a_port_that_is_taken(run, capsys):
