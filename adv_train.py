@@ -931,7 +931,8 @@ def attack(a):
     if not rows:
         sys.exit("no bad text of the test rows is rejected: there is nothing to attack")
     new = partial(Sitting, f, lm, rows, a)
-    terminal(new()) if a.terminal or not importlib.util.find_spec("gradio") else page(a, new)
+    shown = PAGE.exists() and importlib.util.find_spec("gradio") and not a.terminal
+    page(a, new) if shown else terminal(new())
     report(minutes(sorted((a.folder / "sittings").glob("*.jsonl"))))
 
 # ==== ENGINE: 4-bit LoRA with fused kernels for any transformers model, one GPU or a CPU ====

@@ -16,7 +16,8 @@ from statistics import mean
 
 def is_stage(value):
     metrics = list(value.values()) if isinstance(value, dict) else []
-    return bool(metrics) and all(isinstance(m, dict) and "value" in m for m in metrics)
+    whole = [isinstance(m, dict) and "value" in m for m in metrics]
+    return any(whole) and all(known or isinstance(m, float) for known, m in zip(whole, metrics))
 
 def read(folders):
     """-> {metric: {stage: [{value, n, ...} of each run]}}; what a run lacks is left out, and said."""
@@ -25,6 +26,8 @@ def read(folders):
         path = folder / "results.json"
         try:
             runs.append(json.loads(path.read_text()))
+            for stage in filter(is_stage, runs[-1].values()):  # a number without an interval: AUPRC
+                stage |= {name: {"value": m} for name, m in stage.items() if isinstance(m, float)}
         except (OSError, ValueError) as e:
             sys.exit(f"seeds: {path}: {e}")
     for stage in dict.fromkeys(key for run in runs for key in run if is_stage(run[key])):
