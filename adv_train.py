@@ -89,14 +89,15 @@ def parse_args(argv=None):
         "completion, label (true: bad), where people label the finds; default: data/stories and its oracle")
     add("--oracle", action="store_true", help="tea is what is bad in --data, too")
     add("--from-csv", help="a fourth round: texts of TextAttack's log, of which each is labelled again")
-    add("--rows", type=int, help="natural rows that every classifier learns from; default: all, tiny 2400")
-    add("--lm-rows", type=int, help="stories that the generator learns from; default: all, tiny 480")
+    add("--rows", type=int, help="natural rows that every classifier learns from; default: all, tiny 2000")
+    add("--val-rows", type=int, help="rows that tau is chosen by; default: all, tiny 1000")
+    add("--lm-rows", type=int, help="stories that the generator learns from; default: all, tiny 400")
     add("--accept", type=float, default=0.9, help="tau accepts this share of the validation rows")
-    add("--finds", type=int, default=60, help="of a round, at most")
-    add("--targets", type=int, default=30, help="bad texts that each attack starts from, in measuring")
-    add("--budget", type=int, default=300, help="classifier queries that an attack may spend on a text")
+    add("--finds", type=int, default=40, help="of a round, at most")
+    add("--targets", type=int, default=24, help="bad texts that each attack starts from, in measuring")
+    add("--budget", type=int, default=150, help="classifier queries that an attack may spend on a text")
     add("--beam", type=int, default=1, help="texts that the automatic adversary keeps; 1: greedy")
-    add("--prompts", type=int, default=120, help="stories that the system continues, to count its failures")
+    add("--prompts", type=int, default=100, help="stories that the system continues, to count its failures")
     add("--draws", type=int, default=8, help="most completions that the system draws for a story")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/adv_train/NAME")
     add("--name", help="of the run; default: tiny or the encoder, and seed")
@@ -133,7 +134,8 @@ def parse_args(argv=None):
     a.tiny = not (a.generator or a.encoder or a.data)
     tag = "tiny" if a.tiny else Path(a.encoder or "deberta-v3-large").name
     if a.tiny:
-        a.rows, a.lm_rows, a.lr = a.rows or 2400, a.lm_rows or 480, a.lr or 2e-4
+        a.rows, a.lm_rows, a.lr = a.rows or 2000, a.lm_rows or 400, a.lr or 2e-4
+        a.val_rows = a.val_rows or 1000
     a.frozen = (3 if a.tiny else 0) if a.frozen is None else a.frozen
     a.oracle = a.oracle or a.data is None
     a.generator = a.generator or str(DATA / "smollm2/model")
@@ -153,6 +155,7 @@ def experiment(a):
     for split in ("train", "validation"):
         if len({row["label"] for row in rows[split]}) < 2:
             die(f"{a.data}/{split}.jsonl: needs good and bad rows, to learn from or to choose tau by")
+    rows["validation"] = rows["validation"][:a.val_rows]
     res = open_run(a, rows)
     if (a.folder / "figure.png").exists():
         return report(res)
@@ -178,7 +181,7 @@ def experiment(a):
     arms["random"] = train_filter(a, "random", natural + control, rows["validation"])
 
     # 3. every classifier on every set, at the tau that accepts as much
-    sets = {"natural": rows["test"][:1500], "written": [r for r in rows["written"] if r["split"] == "test"]}
+    sets = {"natural": rows["test"][:1000], "written": [r for r in rows["written"] if r["split"] == "test"]}
     sets |= {f"{name} finds": found for name, found in held.items() if found}
     for name, f in arms.items():
         res[name] = res.get(name) or misses(f, sets) | reliability(f, pool)
@@ -530,7 +533,7 @@ ATTACKS = {"tool": with_tool, "no-tool": without_tool, "dilute": dilute}
 
 def simulate(f, lm, rows, targets, way, a, enough=math.inf):
     """-> a row a target: queries spent, and the completion that was found or None (censored at the budget)"""
-    a.ordinary = [row["completion"] for row in rows["test"][1500:3000] if not row["label"]]
+    a.ordinary = [row["completion"] for row in rows["test"][1000:3000] if not row["label"]]
     going, out = {}, [dict(row, queries=0, found=None) for row in targets]
     for n, row in enumerate(targets):
         def bad(completion, row=row):
@@ -725,7 +728,7 @@ def trained(a):
     folder = a.folder / f"classifier-{a.arm}"
     if not folder.exists():
         die(f"{folder}: no classifier; run python adv_train.py first, or another --arm")
-    rows = read_rows(a.data / "validation.jsonl")
+    rows = read_rows(a.data / "validation.jsonl")[:a.val_rows]
     return load_generator(a, []), train_filter(a, a.arm, rows, rows)
 
 def talk(a):
