@@ -603,23 +603,41 @@ def csv_round(f, lm, rows, a):
     return accepted(f, textattack_rows(a.from_csv), a, "csv")
 
 def textattack_rows(path):
-    """the log of CSVLogger -> rows; only attacks that succeeded, and never their label. Of two columns
-    "<SPLIT>" stands between, with color_method="file" changed words stand in [[ ]]"""
-    rows = []
+    """CSVLogger's log -> rows of the attacks that succeeded, never with their labels. <SPLIT> is a newline or
+    the end of a column; two columns begin with their names, "[[[[Prompt]]]]: " or plain"""
+    head, log, out, at = r"(?:^|<SPLIT>)\[*(?:%s)\]*: ", {}, [], path
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            for n, row in enumerate(csv.DictReader(file), 1):
-                texts = [re.sub(r"\[\[(.*?)\]\]", r"\1", row[k]).split("<SPLIT>")
-                         for k in ("original_text", "perturbed_text")]
-                if row["result_type"] != "Successful":
-                    continue
-                if any(len(parts) != 2 or not parts[1].strip() for parts in texts):
-                    die(f"{path}, row {n}: expected prompt<SPLIT>completion in both texts")
-                (_, old), (prompt, new) = ([part.strip() for part in parts] for parts in texts)
-                rows.append({"prompt": prompt, "completion": new, "parent": prompt + " " + old})
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, csv.Error) as e:
-        die(f"{path}: expected TextAttack's CSV with original_text, perturbed_text, result_type ({e!r})")
-    return rows or die(f"{path}: no row whose result_type is Successful")
+            table = csv.DictReader(file)
+            for row in table:
+                at = f"{path}:{table.line_num}"
+                log[at] = row, {*re.findall(head % r"(\w+)", row["original_text"])}
+        names = set.intersection(*(found for _, found in log.values())) if log else ()
+        between, lead = (head % "|".join(names), 1) if len(names) > 1 else ("<SPLIT>", 0)
+        for at, (row, _) in log.items():
+            texts = row["original_text"], row["perturbed_text"]
+            if not lead or texts[0].startswith("[[[["):  # else nothing is marked
+                texts = unmarked(*texts)
+            if row["result_type"] == "Successful":
+                (was, old), (prompt, new) = (re.split(between, text)[lead:] for text in texts)
+                prompt, new, parent = (x.replace("<SPLIT>", "\n") for x in (prompt, new, f"{was} {old}"))
+                if not new.strip():
+                    raise ValueError("an empty completion")
+                out.append({"prompt": prompt, "completion": new, "parent": parent,
+                            "queries": int(row["num_queries"])})
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+        die(f"{at}: expected TextAttack's CSV, two columns or two lines in each text ({e!r})")
+    return out or die(f"{path}: no row whose result_type is Successful")
+
+def unmarked(*texts):
+    """without the [[ ]] of changed words; a word that the user put into brackets has them in both texts"""
+    old, new = (re.split(r"\[\[([^][\s]+)\]\]", text) for text in texts)  # every second part is such a word
+    own = {x for x, y in zip(old[1::2], new[1::2]) if x == y}
+    if len(old) != len(new):
+        own = {*old[1::2]} & {*new[1::2]}
+    for parts in (old, new):
+        parts[1::2] = [f"[[{x}]]" if x in own else x for x in parts[1::2]]
+    return "".join(old), "".join(new)
 
 # ---- numbers
 def misses(f, sets):

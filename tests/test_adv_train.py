@@ -1,4 +1,5 @@
 """adv_train.py: a run on a nano generator and a nano encoder, its files, a kill and a restart, bad input."""
+import csv
 import json
 import math
 import os
@@ -192,22 +193,49 @@ def test_plan():
     assert "29,956" in p.stdout and evals.labels_needed(1e-4) == 29956
 
 
-def test_textattack_log(tmp_path, capsys):
-    """two columns, changed words in [[ ]], a skipped row; brackets of the text, a comma, a quote"""
+KEYS = "original_text", "perturbed_text", "num_queries", "result_type"
+
+
+def put(tmp_path, *rows, keys=KEYS):
     path = tmp_path / "log.csv"
-    head = "original_text,perturbed_text,num_queries,result_type\n"
-    path.write_text(head + '"A kite [red] fell.<SPLIT>He [[poured]] tea, ""hot"".",'
-                    '"A kite [red] fell.<SPLIT>He [[decanted]] tea, ""hot"".",7,Successful\n'
-                    'a<SPLIT>b,a<SPLIT>b,1,Skipped\n')
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        out.writerows([keys, *rows])
+    return path
+
+HEADS = "[[[[Premise]]]]: A kite.<SPLIT>[[[[Hypothesis]]]]: "
+
+def test_two_words_that_change_places_and_brackets_of_the_user(tmp_path):
+    texts = HEADS + "[[a]] [[x]] [[the]] [tea] [[", HEADS + "[[the]] [[x]] [[a]] [tea] [["
+    path = put(tmp_path, (*texts, 3, "Successful"))
     row, = v.textattack_rows(path)
-    assert row == {"prompt": "A kite [red] fell.", "completion": 'He decanted tea, "hot".',
-                   "parent": 'A kite [red] fell. He poured tea, "hot".'}
-    for text, message in ((head, "no row whose result_type"), ("a,b\n1,2\n", "expected TextAttack's CSV"),
-                          (head + "one column,one column,1,Successful\n", "row 1: expected prompt<SPLIT>")):
-        path.write_text(text)
+    assert row == {"prompt": "A kite.", "completion": "the [[x]] a [tea] [[", "queries": 3,
+                   "parent": "A kite. a [[x]] the [tea] [["}
+
+def test_no_names_in_dialogues(tmp_path):
+    """Ann: and Bo: stand at the beginning of lines, but not in each row: no columns' names"""
+    path = put(tmp_path, ("Ann: a kite!<SPLIT>Bo: [[tea]]?", "Ann: a kite!<SPLIT>Bo: [[chai]]?", 5, "Successful"),
+               ("Cy: a knot!<SPLIT>Di: no.", "Cy: a knot!<SPLIT>Di: no.", 2, "Failed"))
+    row, = v.textattack_rows(path)
+    assert (row["prompt"], row["completion"], row["queries"]) == ("Ann: a kite!", "Bo: chai?", 5)
+
+def test_bad_files_name_file_and_line(tmp_path, capsys):
+    good = HEADS + "[[tea]]", HEADS + "[[chai]]", 3, "Successful"
+    bad = [((), KEYS, "log.csv: no row whose"), (((*good[:3], "Skipped"),), KEYS, "log.csv: no row whose"),
+           (((good[0], good[1], "x", "Successful"),), KEYS, "log.csv:2: expected"),
+           (((good[0],),), KEYS, "log.csv:2: expected"), ((good,), ("a", "b", "c", "d"), "log.csv:2: expected"),
+           ((good, ("one", "one", 1, "Successful")), KEYS, "log.csv:3: expected"),
+           ((("a<SPLIT>b<SPLIT>c",) * 2 + (1, "Successful"),), KEYS, "log.csv:2: expected"),
+           ((("a<SPLIT>b", "a<SPLIT> ", 1, "Successful"),), KEYS, "log.csv:2: expected")]
+    for rows, keys, message in bad:
         with pytest.raises(SystemExit):
-            v.textattack_rows(path)
-        assert message in capsys.readouterr().err
+            v.textattack_rows(put(tmp_path, *rows, keys=keys))
+        assert message in capsys.readouterr().err, message
+    for raw in (None, b"\xff\xfe\x00"):
+        (tmp_path / "log.csv").unlink() if raw is None else (tmp_path / "log.csv").write_bytes(raw)
+        with pytest.raises(SystemExit):
+            v.textattack_rows(tmp_path / "log.csv")
+        assert "log.csv" in capsys.readouterr().err
 
 
 def test_people_label_what_is_not_the_stories(models, tmp_path):
