@@ -214,7 +214,8 @@ def test_two_words_that_change_places_and_brackets_of_the_user(tmp_path):
 
 def test_no_names_in_dialogues(tmp_path):
     """Ann: and Bo: stand at the beginning of lines, but not in each row: no columns' names"""
-    path = put(tmp_path, ("Ann: a kite!<SPLIT>Bo: [[tea]]?", "Ann: a kite!<SPLIT>Bo: [[chai]]?", 5, "Successful"),
+    talk = "Ann: a kite!<SPLIT>Bo: [[tea]]?", "Ann: a kite!<SPLIT>Bo: [[chai]]?"
+    path = put(tmp_path, (*talk, 5, "Successful"),
                ("Cy: a knot!<SPLIT>Di: no.", "Cy: a knot!<SPLIT>Di: no.", 2, "Failed"))
     row, = v.textattack_rows(path)
     assert (row["prompt"], row["completion"], row["queries"]) == ("Ann: a kite!", "Bo: chai?", 5)
@@ -223,7 +224,8 @@ def test_bad_files_name_file_and_line(tmp_path, capsys):
     good = HEADS + "[[tea]]", HEADS + "[[chai]]", 3, "Successful"
     bad = [((), KEYS, "log.csv: no row whose"), (((*good[:3], "Skipped"),), KEYS, "log.csv: no row whose"),
            (((good[0], good[1], "x", "Successful"),), KEYS, "log.csv:2: expected"),
-           (((good[0],),), KEYS, "log.csv:2: expected"), ((good,), ("a", "b", "c", "d"), "log.csv:2: expected"),
+           (((good[0],),), KEYS, "log.csv:2: expected"),
+           ((good,), ("a", "b", "c", "d"), "log.csv:2: expected"),
            ((good, ("one", "one", 1, "Successful")), KEYS, "log.csv:3: expected"),
            ((("a<SPLIT>b<SPLIT>c",) * 2 + (1, "Successful"),), KEYS, "log.csv:2: expected"),
            ((("a<SPLIT>b", "a<SPLIT> ", 1, "Successful"),), KEYS, "log.csv:2: expected")]
