@@ -434,6 +434,7 @@ def scores(f, rows, batch=64):
 # the tool: which words matter, and what could stand there
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
+@torch.enable_grad()
 def saliency(f, row):
     """|d score / d e_i|_2 at each token's embedding, summed over the tokens of a word -> [(start, end, x)]"""
     inputs = encode(f, [row])
@@ -450,15 +451,19 @@ def next_words(lm, row, k=40):
     """{start of a word of the completion: the k likeliest words there}, from one forward of the text"""
     model, tok = lm
     enc = tok(row["prompt"] + "\n" + row["completion"], return_offsets_mapping=True)
-    h = hidden(model, pack([Doc(enc.input_ids, [0.0] * len(enc.input_ids), "")], model.device))  # (S, D)
-    out, begin = {}, len(row["prompt"]) + 1
+    ids = torch.tensor([enc.input_ids], device=model.device)
+    h = forward_cached(model, ids, torch.ones_like(ids), DynamicCache())[0]  # (T, D)
+    starts, at, begin = [], [], len(row["prompt"]) + 1
     for w in WORD.finditer(row["completion"]):
-        at = next((t for t, (b, e) in enumerate(enc.offset_mapping) if b <= w.start() + begin < e), 0)
-        if at:
-            top = logits(model, h[at - 1]).topk(k).indices.tolist()
-            words = [tok.decode(i) for i in top]
-            whole = [x.strip() for x in words if x[:1] == " " or not w.start()]  # not the rest of a word
-            out[w.start()] = [x for x in whole if WORD.fullmatch(x)]
+        t = next((t for t, (b, e) in enumerate(enc.offset_mapping) if b <= w.start() + begin < e), 0)
+        if t:
+            starts.append(w.start())
+            at.append(t - 1)
+    out, top = {}, logits(model, h[at]).topk(k).indices.tolist() if at else []
+    for start, ids in zip(starts, top):
+        words = [tok.decode(i) for i in ids]
+        whole = [x.strip() for x in words if x[:1] == " " or not start]  # not the rest of a word
+        out[start] = [x for x in whole if WORD.fullmatch(x)]
     return out
 
 def synonyms(word, found={}):
@@ -531,7 +536,11 @@ def dilute(f, lm, row, bad, a, rng):
 
 ATTACKS = {"tool": with_tool, "no-tool": without_tool, "dilute": dilute}
 
-def simulate(f, lm, rows, targets, way, a, enough=math.inf):
+def simulate(f, lm, *args):
+    with dense_weights(lm[0]):  # the adapter inside the weights: proposals in half the time
+        return attacks(f, lm, *args)
+
+def attacks(f, lm, rows, targets, way, a, enough=math.inf):
     """-> a row a target: queries spent, and the completion that was found or None (censored at the budget)"""
     a.ordinary = [row["completion"] for row in rows["test"][1000:3000] if not row["label"]]
     going, out = {}, [dict(row, queries=0, found=None) for row in targets]
@@ -953,7 +962,8 @@ def attack(a):
         sys.exit("no bad text of the test rows is rejected: there is nothing to attack")
     new = partial(Sitting, f, lm, rows, a)
     shown = PAGE.exists() and importlib.util.find_spec("gradio") and not a.terminal
-    page(a, new) if shown else terminal(new())
+    with dense_weights(lm[0]):
+        page(a, new) if shown else terminal(new())
     report(minutes(sorted((a.folder / "sittings").glob("*.jsonl"))))
 
 # ==== ENGINE: 4-bit LoRA with fused kernels for any transformers model, one GPU or a CPU ====

@@ -235,9 +235,10 @@ def main():
         sys.exit("no bad text of the test rows is rejected: there is nothing to attack")
     print(f"{a.device}, {torch.get_num_threads()} threads, load average at start {os.getloadavg()[0]:.2f}; torch "
           f"{torch.__version__}; filter fp32, generator {a.dtype}; texts within {far(texts[-1])} of {b.tokens} tokens")
-    adv.menu(f, lm, texts[0], adv.saliency(f, texts[0])[:1])  # warms up
-    batched(f, lm, texts)
-    menus(f, lm, texts[0])
+    with adv.dense_weights(lm[0]):  # as attack() and simulate() have it
+        adv.menu(f, lm, texts[0], adv.saliency(f, texts[0])[:1])  # warms up
+        batched(f, lm, texts)
+        menus(f, lm, texts[0])
     if b.textattack:
         race(b.textattack, a, lm, f, texts)
     else:
