@@ -10,15 +10,15 @@ The rewrite tool of adv_train.py: seconds of a menu, candidates scored a second,
     python bench/attack.py --textattack PYTHON             # PYTHON can import textattack 0.3.11
 
 The same candidates are scored in one call of scores(), and in a call each. Turns alternate, each pair is of
-another text, and a ratio is taken inside it. Candidates share no work, as an encoder reads both ways: where
-one text nearly fills the cores, as on a CPU, a batch can gain little; what it gains is of launches and threads.
+another text, and a ratio is taken inside it. Candidates share no work, as an encoder reads both ways: on a
+CPU, whose cores one text nearly fills, a batch gains no more than what launches and idle threads had cost.
 
 TextAttack runs PWWS' search and constraints in a process of its own, on the same texts, weights, threads, tau
 and budget of queries; ours is the simulated adversary with the tool. Seconds are of whole attacks. Not the
 same: its candidates are our WordNet synonyms alone (NLTK's WordNet is a download), ours has the generator's
 words as well and asks the labeller; it tries all words of the completion, ours the three most salient ones.
-Its wrapper pads each text to the longest that the tokenizer knows; a second row has it pad to its batch of 64.
-PYTHON needs NLTK's stopwords to import textattack. A random head has tau below all: budgets are spent in vain.
+Its wrapper pads each text to the longest that the tokenizer allows; a second row has it pad to its batch, 64.
+PYTHON needs NLTK's stopwords to import textattack. With a random head tau lies below all: no attack succeeds.
 """
 import argparse
 import json
@@ -52,7 +52,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFas
 
 folder, task = sys.argv[1], json.load(open(sys.argv[1] + "/task.json"))
 torch.set_num_threads(task["threads"])
-tok = PreTrainedTokenizerFast(tokenizer_file=folder + "/tokenizer.json", truncation_side="left", **task["tok"])
+tok = PreTrainedTokenizerFast(tokenizer_file=folder + "/tokenizer.json", **task["tok"])
 model = AutoModelForTokenClassification.from_pretrained(folder).eval().to(task["device"])
 forward = model.forward
 
@@ -63,9 +63,16 @@ def two_classes(**inputs):
     return out
 model.forward = two_classes
 
-class Padded(HuggingFaceModelWrapper):
-    @torch.no_grad()
+class Counted(HuggingFaceModelWrapper):
+    texts = 0  # scored; its num_queries counts what its cache answers, too
+    run = HuggingFaceModelWrapper.__call__
     def __call__(self, texts):
+        self.texts += len(texts)
+        return self.run(texts)
+
+class Padded(Counted):
+    @torch.no_grad()
+    def run(self, texts):
         inputs = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         return self.model(**inputs.to(task["device"])).logits
 
@@ -73,26 +80,29 @@ class Synonyms(WordSwap):
     def _get_replacement_words(self, word):
         return [new for new in task["synonyms"].get(word, []) if " " not in new]
 
-wrappers = {"their wrapper": HuggingFaceModelWrapper(model, tok), "padded to the batch": Padded(model, tok)}
+wrappers = {"their wrapper": Counted(model, tok), "padded to the batch": Padded(model, tok)}
 print("bench: []", flush=True)
 for line in sys.stdin:
     side, prompt, completion = json.loads(line)
-    z = wrappers[side]([(prompt, completion)])[0, 1].item() * 2 + task["tau"]
-    goal = UntargetedClassification(wrappers[side], query_budget=task["budget"], model_batch_size=64)
+    wrapper = wrappers[side]
+    z = wrapper([(prompt, completion)])[0, 1].item() * 2 + task["tau"]
+    goal = UntargetedClassification(wrapper, query_budget=task["budget"], model_batch_size=64)
     only = InputColumnModification(["prompt", "completion"], {"prompt"})
     attack = Attack(goal, [RepeatModification(), StopwordModification(), only], Synonyms(),
                     GreedyWordSwapWIR("weighted-saliency"))
-    start = time.perf_counter()
-    found = attack.attack(AttackedText(OrderedDict(prompt=prompt, completion=completion)), 1)
-    found = found.num_queries, time.perf_counter() - start, type(found).__name__ == "SuccessfulAttackResult"
-    print("bench:", json.dumps([*found, z]), flush=True)
+    wrapper.texts, start = 0, time.perf_counter()
+    result = attack.attack(AttackedText(OrderedDict(prompt=prompt, completion=completion)), 1)
+    seconds, found = time.perf_counter() - start, type(result).__name__ == "SuccessfulAttackResult"
+    print("bench:", json.dumps([wrapper.texts, seconds, found, z]), flush=True)
 """
 
 def models(b):
     """-> arguments, generator, filter: a run's, or some on the spot"""
     if b.run:
+        if not (b.run / "config.json").exists():
+            sys.exit(f"--run {b.run}: no config.json; run python adv_train.py first")
         run = json.loads((b.run / "config.json").read_text())["run"]
-        names = "generator encoder data lm_rows lm_lr rank bits dtype batch max_len budget device seed".split()
+        names = "generator encoder data lm_rows lm_lr rank bits dtype batch max_len budget device".split()
         given = [word for k in names for word in (f"--{k.replace('_', '-')}", run[k])]
         place = ["--out", b.run.resolve().parent.parent, "--name", b.run.name, "--arm", b.arm]
         a = adv.parse_args([*given, *map(str, place)])
@@ -126,7 +136,7 @@ def one_by_one(f, rows):
     return [adv.scores(f, [row])[0] for row in rows]
 
 def batched(f, lm, texts, most=64):
-    print(f"\n{'candidates of':26}{'batched/s':>10}{'one by one/s':>14}   {'ratio':22}scores differ by")
+    print(f"\n{'candidates of':25}{'batched/s':>10}{'one by one/s':>14}   {'ratio':22}scores differ by")
     for label, of in (("a word", most_salient), ("all words", list)):
         pairs, gap = [], 0.0
         for n, row in enumerate(texts):
@@ -138,7 +148,8 @@ def batched(f, lm, texts, most=64):
             gap = max(gap, *(abs(p - q) for p, q in zip(x, y)))
         fast, slow, ratios, sizes = zip(*pairs)
         size = f"{label}, {min(sizes)} to {max(sizes)}"
-        print(f"{size:26}{median(fast):10.0f}{median(slow):14.0f}   {spread(ratios, 'x'):22}{gap:.1e}", flush=True)
+        speed = f"{median(fast):10.0f}{median(slow):14.0f}"
+        print(f"{size:25}{speed}   {spread(ratios, 'x'):22}{gap:.1e}", flush=True)
 
 def menus(f, lm, row):
     """of each word in turn, with its parts; then one menu of all words"""
@@ -151,7 +162,8 @@ def menus(f, lm, row):
         rows.append((first + whole, first, likely, scoring, len(found)))
     whole, first, likely, scoring, sizes = zip(*rows)
     print(f"\na word's menu, {len(rows)} words in turn: {spread(whole, ' s')}, {median(sizes):.0f} candidates"
-          f"\n  saliency {median(first):.3f} s, next words {median(likely):.3f}, scores {median(scoring):.3f}")
+          f"\n  saliency {median(first):.2f} s, next words {median(likely):.2f}, "
+          f"scores {median(scoring):.2f}")
     whole, found = clock(adv.menu, f, lm, row, spans)
     print(f"a menu of all words: {whole + median(first):.2f} s, {len(found)} candidates", flush=True)
 
@@ -180,10 +192,10 @@ class Peer:
 def race(python, a, lm, f, texts):
     """whole attacks: ours, its own wrapper, its wrapper with our padding"""
     special = {k: v for k, v in f.tok.special_tokens_map.items() if isinstance(v, str)}
+    special |= {"model_max_length": f.tok.model_max_length, "truncation_side": "left"}
     words = {w[0] for row in texts for w in adv.WORD.finditer(row["completion"])}
-    task = {"tok": special | {"model_max_length": f.tok.model_max_length}, "device": a.device, "tau": f.tau,
-            "synonyms": {w: adv.synonyms(w) for w in words}, "threads": torch.get_num_threads(),
-            "budget": a.budget}
+    task = {"tok": special, "device": a.device, "tau": f.tau, "threads": torch.get_num_threads(),
+            "synonyms": {w: adv.synonyms(w) for w in words}, "budget": a.budget}
     sides, gap = {"ours": [], "their wrapper": [], "padded to the batch": []}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(python, folder, task, f)
@@ -198,7 +210,7 @@ def race(python, a, lm, f, texts):
                     gap = max(gap, abs(z - adv.scores(f, [row])[0]))
         peer.process.stdin.close()
         peer.process.wait()
-    print(f"\n{'attacks':22}{'queries/s':>10}{'s a text':>10}{'queries':>9}{'found':>10}   queries/s, ours to theirs")
+    print(f"\n{'attacks':22}{'queries/s':>10}{'s a text':>10}{'queries':>9}{'found':>10}   ours to theirs")
     ours = [queries / seconds for queries, seconds, _ in sides["ours"]]
     for side, rows in sides.items():
         queries, seconds, found = zip(*rows)
