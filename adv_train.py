@@ -18,9 +18,10 @@ How often does the system fail now, how long does an adversary need, and what do
     python adv_train.py talk         # the filtered generator: a story a line
     python adv_train.py --plan 1e-4  # how many labels a claim of fewer failures takes
 
-The page needs `pip install gradio`; minutes a find are told when it ends. --data FOLDER takes rows of your
-own: the run stops where people have to label, and goes on when they have. Every stage leaves its file; a run
-that was stopped goes on after the last one. Read experiment() and METHOD.
+The page needs `pip install gradio`, which takes Pillow 12; minutes a find are told when it ends. With --data
+FOLDER, rows of your own, the run stops where people have to label, and goes on when they have. Every stage
+leaves its file; a run that was stopped goes on after the last one. No whole run of the miniature has been
+measured yet. Read experiment() and METHOD.
 What stands under ENGINE is alike in every script.
 """
 import argparse
@@ -123,9 +124,9 @@ def parse_args(argv=None):
     a = p.parse_args(argv)
     if not 0 < a.accept < 1 or a.plan is not None and not 0 < a.plan < 1:
         die("--accept and --plan must lie between 0 and 1")
-    above = "rank", "batch", "epochs", "finds", "targets", "budget", "beam", "prompts", "max_new", "max_len"
-    for k in above:
-        if not 0 < getattr(a, k) < math.inf:
+    above = "rank batch epochs finds targets budget beam prompts max_new max_len rows val_rows lm_rows"
+    for k in above.split():
+        if getattr(a, k) is not None and not 0 < getattr(a, k) < math.inf:
             die(f"--{k.replace('_', '-')} must be above 0")
     if a.draws < 2 or a.seed < 0 or (a.device == "cuda" and not torch.cuda.is_available()):
         die("--draws needs 2, --seed 0 or more, --device cuda a GPU")
@@ -152,18 +153,19 @@ def experiment(a):
         if str(DATA / name).startswith((a.generator, a.encoder, str(a.data))) or a.tiny:
             prepared(DATA / name)
     rows = {split: read_rows(a.data / f"{split}.jsonl") for split in SPLITS}
-    for split in ("train", "validation"):
-        if len({row["label"] for row in rows[split]}) < 2:
-            die(f"{a.data}/{split}.jsonl: needs good and bad rows, to learn from or to choose tau by")
     rows["validation"] = rows["validation"][:a.val_rows]
+    for split in ("train", "validation", "test"):
+        if {row.get("label") for row in rows[split]} != {True, False}:
+            die(f"{a.data}/{split}.jsonl: needs good and bad rows, each with its label")
     res = open_run(a, rows)
     if (a.folder / "figure.png").exists():
         return report(res)
 
     # 1. the generator, and what it writes unfiltered: m draws for each of P stories
-    lm = load_generator(a, rows["lm_train"])
+    lm = load_generator(a)
     stories = [row["prompt"] for row in rows["test"][-a.prompts:]]
     pool = once(a.folder / "draws.jsonl", draw_pool, lm, stories, a)
+    pool = [row | {"label": bad} for row, bad in zip(pool, is_bad(pool, a))]
 
     # 2. a classifier of natural rows, then three rounds: attack the last one, learn from what it let through
     more, finds, held = rows["train"][a.rows or len(rows["train"]):], [], {}
@@ -181,8 +183,9 @@ def experiment(a):
     arms["random"] = train_filter(a, "random", natural + control, rows["validation"])
 
     # 3. every classifier on every set, at the tau that accepts as much
-    sets = {"natural": rows["test"][:1000], "written": [r for r in rows["written"] if r["split"] == "test"]}
-    sets |= {f"{name} finds": found for name, found in held.items() if found}
+    sets = {"natural": rows["test"][:1000], "written": written(rows, "test")}
+    sets |= {f"{name} finds": found for name, found in held.items()}
+    sets = {name: found for name, found in sets.items() if found}
     for name, f in arms.items():
         res[name] = res.get(name) or misses(f, sets) | reliability(f, pool)
         write(a.folder / "results.json", json.dumps(res, indent=1))
@@ -321,15 +324,16 @@ def fit(params, rows, loss_of, a, lr, epochs, what, seed=0):
 
 # ==== METHOD ====
 # the generator: a causal LM tuned on stories; it is never changed afterwards
-def load_generator(a, rows):
+def load_generator(a):
     """-> (model, tokenizer) with its adapter, tuned first where there is none; runs of all seeds share it"""
     model, tok = load_model(a.generator, a.bits, a.device, DTYPES[a.dtype], a.max_len)
     add_lora(model, a.rank, 2 * a.rank, 0)
-    key = a.generator, str(a.data), a.lm_rows, a.lm_lr, a.rank, a.bits, a.dtype, a.batch, a.max_len
+    rows = read_rows(a.data / "lm_train.jsonl")[:a.lm_rows]
+    key = a.generator, rows, a.lm_lr, a.rank, a.bits, a.dtype, a.batch, a.max_len
     folder = a.folder.parent / f"generator-{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
     if not (folder / "adapter_config.json").exists():
-        docs, rows = [], rows or read_rows(a.data / "lm_train.jsonl")
-        for row in rows[:a.lm_rows]:
+        docs = []
+        for row in rows:
             head, tail = tok(row["prompt"] + "\n").input_ids, tok(row["completion"]).input_ids + tok.ends[:1]
             docs.append(Doc(head + tail, [0.0] * len(head) + [1.0] * len(tail), row.get("id")))
 
@@ -357,17 +361,16 @@ def continuations(lm, stories, n, a, seed=0):
     return out
 
 def draw_pool(lm, stories, a):
-    """m draws a story -> rows with their labels and the generator's log-likelihood a token"""
+    """m draws a story -> rows, not labelled yet, with the generator's log-likelihood a token"""
     model, tok = lm
     pool = continuations(lm, stories, a.draws, a, a.seed)
     items = [(tok(story + "\n").input_ids, [tok(c).input_ids + tok.ends[:1] for c in of])
              for story, of in zip(stories, pool)]
     with dense_weights(model):
         log_p = score(model, items)
-    rows = [{"prompt": s, "completion": c, "story": n, "log_p": float(x / len(ids))}
+    return [{"prompt": s, "completion": c, "story": n, "log_p": float(x / len(ids))}
             for n, (s, of, (_, conts), ps) in enumerate(zip(stories, pool, items, log_p))
             for c, ids, x in zip(of, conts, ps)]
-    return [row | {"label": label} for row, label in zip(rows, is_bad(rows, a))]
 
 # the classifier: an encoder that reads prompt and completion as a pair, so that it can tell new from old. Its
 # logit is the mean of its tokens' logits, which is a linear head on the mean state (a first token's is worse)
@@ -381,13 +384,15 @@ def train_filter(a, name, rows, validation):
         model = AutoModelForTokenClassification.from_pretrained(source, num_labels=1, use_safetensors=True)
     except (OSError, ValueError) as e:
         die(f"--encoder {source}: {str(e).strip().splitlines()[0]}")
-    model, bad = model.to(a.device), sum(row["label"] for row in rows)
+    model = model.to(a.device)
     still = ["embeddings.", *(f".layer.{k}." for k in range(a.frozen))] if a.frozen else []
     for key, p in model.named_parameters():
         p.requires_grad_(not any(part in key for part in still))
-    f, weight = Filter(model, tok, math.inf), torch.tensor((len(rows) - bad) / bad).sqrt()
+    f = Filter(model, tok, math.inf)
     if source != folder:
         model.train()
+        bad = sum(row["label"] for row in rows)
+        weight = torch.tensor((len(rows) - bad) / bad).sqrt()
 
         def loss_of(part):
             """binary cross-entropy; a bad row weighs the root of how rare it is"""
@@ -403,6 +408,8 @@ def train_filter(a, name, rows, validation):
         os.replace(new, folder)
     f.model.eval()
     tau = float(np.quantile(scores(f, validation), a.accept))
+    if not math.isfinite(tau):
+        sys.exit(f"{folder}: scores of the validation rows are not finite; remove it to train again")
     return f._replace(tau=tau)
 
 def encode(f, rows):
@@ -512,7 +519,7 @@ def without_tool(f, lm, row, bad, a, rng):
     """one edit somewhere; what lowers the score is kept"""
     text = row["completion"]
     best, tries = (yield [text])[0], 0
-    while tries < 20:
+    while tries < 20 and WORD.search(text):
         here = row | {"completion": text}
         spans = [(w.start(), w.end()) for w in WORD.finditer(text)]
         new = list(edits(lm, here, [spans[rng.integers(len(spans))]]))
@@ -542,7 +549,7 @@ def simulate(f, lm, *args):
 
 def attacks(f, lm, rows, targets, way, a, enough=math.inf):
     """-> a row a target: queries spent, and the completion that was found or None (censored at the budget)"""
-    a.ordinary = [row["completion"] for row in rows["test"][1000:3000] if not row["label"]]
+    a.ordinary = [row["completion"] for row in rows["test"][1000:3000] or rows["test"] if not row["label"]]
     going, out = {}, [dict(row, queries=0, found=None) for row in targets]
     for n, row in enumerate(targets):
         def bad(completion, row=row):
@@ -572,15 +579,19 @@ def accepted(f, rows, a, source):
     x = np.array(scores(f, rows)) if rows else np.zeros(0)
     through = [rows[i] | {"score": float(x[i])} for i in np.argsort(x, kind="stable") if x[i] < f.tau]
     found = [row for row, bad in zip(through, is_bad(through, a)) if bad][:a.finds]
-    return [{"parent": row.get("id", "")} | row | {"label": True, "source": source} for row in found]
+    more = {"label": True, "source": source}
+    return [{"parent": row.get("id", row["prompt"])} | row | more for row in found]
 
 def write_round(f, lm, rows, a):
     """what people have written"""
-    return accepted(f, [row for row in rows["written"] if row["split"] == "train"], a, "written")
+    return accepted(f, written(rows, "train"), a, "written")
+
+def written(rows, split):
+    return [row for row in rows["written"] if row.get("split", "train") == split]
 
 def bad_ones(rows):
-    written = [row for row in rows["written"] if row["split"] == "train"]
-    return [row for row in rows["train"] if row["label"]] + written
+    found = [row for row in rows["train"] if row["label"]] + written(rows, "train")
+    return [{"id": row["prompt"]} | row for row in found]
 
 def paraphrase_round(f, lm, rows, a):
     """the generator's chat model, without its adapter, says bad rows in other words"""
@@ -746,9 +757,9 @@ def report(res):
             nested = m.items() if isinstance(m, dict) and "value" not in m else [("", m)]
             for inner, m in nested:
                 shown = evals.show(m) if isinstance(m, dict) else f"{m:.3g}"
-            if name.endswith(("a find", "as many", "as long")):  # no shares, below 1 too
-                shown = f"{m['value']:.2f} [{m['ci95'][0]:.2f}, {m['ci95'][1]:.2f}]"
-                say(f"{stage:28}{name + ' ' + inner:44}{shown}")
+                if name.endswith(("a find", "as many", "as long")):  # no shares, below 1 too
+                    shown = f"{m['value']:.2f} [{m['ci95'][0]:.2f}, {m['ci95'][1]:.2f}]"
+                say(f"{stage:28}{name + ' ' + inner:56}{shown}")
 
 def trained(a):
     """-> generator, classifier of --arm"""
@@ -756,7 +767,7 @@ def trained(a):
     if not folder.exists():
         die(f"{folder}: no classifier; run python adv_train.py first, or another --arm")
     rows = read_rows(a.data / "validation.jsonl")[:a.val_rows]
-    return load_generator(a, []), train_filter(a, a.arm, rows, rows)
+    return load_generator(a), train_filter(a, a.arm, rows, rows)
 
 def talk(a):
     """stories from standard input, a line each -> what the system writes, how many draws it took"""

@@ -23,6 +23,7 @@ PYTHON needs NLTK's stopwords to import textattack. With a random head tau lies 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -228,6 +229,8 @@ def main():
     p.add_argument("--tokens", type=int, default=60, help="of a story and its completion, for the encoder")
     p.add_argument("--pairs", type=int, default=5, help="texts")
     b = p.parse_args()
+    if b.textattack and not shutil.which(b.textattack):
+        sys.exit(f"--textattack {b.textattack}: no such program")
     set_verbosity_error()
     disable_progress_bar()
     a, lm, f = models(b)

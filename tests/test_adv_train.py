@@ -81,6 +81,11 @@ def test_files_and_numbers_of_a_run(done):
     assert {f.partition("/")[0] for f in found if "/" in f} == {f"classifier-{x}" for x in ARMS}
     assert "baseline, step" not in out and "write, step" in out  # after the kill it went on
     res = json.loads((folder / "results.json").read_text())
+    for stage, of in res.items():  # every number is printed
+        for name, m in of.items():
+            nested = m if isinstance(m, dict) and "value" not in m else {"": m}
+            for inner in nested:
+                assert f"{stage:28}{name + ' ' + inner}" in out
     assert {*ARMS, "attack, tool", "attack, no-tool", "attack, dilute", "quality"} < set(res)
     for name in ARMS:
         for metric, m in res[name].items():
@@ -138,7 +143,7 @@ def test_menu_is_what_scoring_each_edit_gives(done, models):
     folder, argv, _ = done
     a = v.parse_args(argv)
     row = [r for r in v.read_rows(a.data / "train.jsonl") if r["label"]][0]
-    f, lm = v.train_filter(a, "baseline", [row, row | {"label": False}], [row]), v.load_generator(a, [])
+    f, lm = v.train_filter(a, "baseline", [row, row | {"label": False}], [row]), v.load_generator(a)
     spans = v.saliency(f, row)
     found = v.menu(f, lm, row, spans[:2])
     single = sorted((v.scores(f, [row | {"completion": c}])[0], c) for _, c, _ in found)

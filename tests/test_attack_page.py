@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +40,7 @@ def run(models, tmp_path_factory):
     argv[argv.index("--targets") + 1] = "4"
     a = v.parse_args(argv)
     a.folder.mkdir(parents=True)
-    lm = v.load_generator(a, rows["lm_train"])
+    lm = v.load_generator(a)
     f = v.train_filter(a, "baseline", rows["train"][:64], rows["validation"])
     bad = [row for row in rows["test"] if row["label"]]
     accepted = [row for row, x in zip(bad, v.scores(f, bad)) if x < f.tau]
