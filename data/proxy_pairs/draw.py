@@ -1,4 +1,4 @@
-"""Things to draw for pairs: 36 parts, innocent alone, beside the 18 things of proxy_images.
+"""Things to draw for pairs: 48 parts, innocent alone, beside the 18 things of proxy_images.
 
     from proxy_pairs.draw import ALL, shown
     image = shown("kettle", "red", random.Random(0))  # 2 ms
@@ -38,6 +38,13 @@ def mint(pen):
                      curved=True)
     pen.area((0, -.4), (.18, -.72), (0, -1), (-.18, -.72), curved=True)
 
+def sugar(pen):
+    """Three cubes."""
+    for x, y in ((-.46, .44), (.46, .44), (0, -.4)):
+        pen.area((x - .4, y - .2), (x, y), (x, y + .48), (x - .4, y + .28))
+        pen.area((x + .4, y - .2), (x, y), (x, y + .48), (x + .4, y + .28), fill=pen.dark)
+        pen.area((x, y - .4), (x + .4, y - .2), (x, y), (x - .4, y - .2), fill=pen.light)
+
 def kettle(pen):
     pen.rope(*arc(0, -.3, .56, .58, 190, 350), width=.1)
     pen.area((.5, .3), (.98, -.28), (1.02, -.1), (.72, .6))
@@ -57,6 +64,12 @@ def mug(pen):
     pen.area(*arc(0, -.82, .54, .14), fill=pen.dark)
     for y in (0, .36):
         pen.line((-.5, y), (.5, y), fill=WHITE, width=.16)
+
+def flask(pen):
+    pen.area(*both((.4, -.3), (.46, -.16), (.46, .98)))
+    pen.area(*both((.3, -.98), (.36, -.36)), fill=STEAM)
+    pen.area(*both((.46, .44), (.46, .72)), fill=pen.light)
+    pen.line((-.28, -.14), (-.28, .36), fill=WHITE, width=.1)
 
 # ---- knots: what is tied; what it is tied with or to
 
@@ -87,6 +100,15 @@ def yarn(pen):
         pen.line(*arc(-.5 + .22 * k, .1, .4, .6, -60, 60), fill=pen.dark)
         pen.line(*arc(-.1, .5 - .2 * k, .56, .34, 200, 300), fill=pen.light)
 
+def ribbon(pen):
+    """A strip in waves, with a notch at each end."""
+    for k in range(4):
+        x, up = -.9 + .45 * k, .3 * (-1)**k
+        pen.area((x, up - .2), (x + .45, -up - .2), (x + .45, -up + .24), (x, up + .24),
+                 fill=(pen.fill, pen.dark)[k % 2])
+    pen.area((-.9, .1), (-.9, .54), (-1.06, .44), (-1, .3), (-1.08, .1), fill=pen.light)
+    pen.area((.9, .1), (.9, .54), (1.06, .44), (1, .3), (1.08, .1), fill=pen.light)
+
 def hand(pen):
     for x, top in ((-.42, -.66), (-.14, -.92), (.14, -.86), (.42, -.6)):
         pen.rope((x, .2), (x, top), width=.2)
@@ -106,6 +128,13 @@ def ring(pen):
     pen.rope(*arc(0, .3, .58, .58), width=.18)
     pen.area((-.34, -.62), (-.18, -.9), (.18, -.9), (.34, -.62), (0, -.24), fill=pen.light)
     pen.line((-.34, -.62), (.34, -.62))
+
+def hook(pen):
+    """On a plate, as in a wall."""
+    pen.area(*both((.34, -.98), (.34, -.5)), fill=TAN)
+    for x in (-.2, .2):
+        pen.dot(x, -.74, .06)
+    pen.rope((0, -.5), (0, .4), *arc(-.34, .44, .34, .44, 0, 200), width=.18)
 
 # ---- kites: what it is made of; what it flies on
 
@@ -132,6 +161,13 @@ def cloth(pen):
             x, y = -.84 + .42 * column, -.8 + .36 * row
             pen.patch((x, y), (x + .42, y), (x + .42, y + .36), (x, y + .36), fill=WHITE)
 
+def bag(pen):
+    """With two handles."""
+    for side in (-1, 1):
+        pen.rope((.18 * side, -.3), (.22 * side, -.8), (.46 * side, -.8), (.5 * side, -.3), width=.09)
+    pen.area(*both((.6, -.36), (.74, .92)))
+    pen.area((-.36, .1), (.36, .1), (.36, .56), (-.36, .56), fill=WHITE)
+
 def reel(pen):
     """A winder with two grips."""
     pen.line((.4, .3), (.7, .66), (.6, .98), fill=STEAM, width=.07, curved=True)
@@ -153,6 +189,13 @@ def spool(pen):
         pen.line((-.42, -.42 + .18 * k), (.42, -.5 + .18 * k), fill=pen.dark)
     for y in (-.74, .74):
         pen.area((-.7, y - .16), (.7, y - .16), (.7, y + .16), (-.7, y + .16), fill=TAN)
+
+def fan(pen):
+    pen.area(*both((.07, .4), (.07, .8), (.46, .96)), fill=BROWN)
+    pen.area(*arc(0, -.26, .7, .7), fill=WHITE)
+    for k in range(3):
+        pen.area((0, -.26), *[polar(.58, 120 * k + turn, 0, -.26) for turn in (-70, -45, -15)])
+    pen.dot(0, -.26, .12)
 
 # ---- card tricks: what a magician has; what is printed on a card
 
@@ -180,6 +223,13 @@ def rabbit(pen):
     pen.dot(0, .42, .09, WHITE)
     pen.area((-.1, .58), (.1, .58), (.1, .8), (-.1, .8), fill=WHITE)
 
+def cape(pen):
+    pen.area(*both((.2, -.72), (.5, -.5), (.94, .84), (.5, .7), (.3, .92), (0, .74)))
+    pen.patch(*both((.05, -.6), (.3, .7), (0, .6)), fill=pen.dark)
+    for side in (-1, 1):
+        pen.area((0, -.5), (.2 * side, -.98), (.6 * side, -.86), (.3 * side, -.44), fill=pen.light)
+    pen.dot(0, -.5, .1, ORANGE)
+
 def heart(pen):
     pen.area(*both((0, -.5), (.26, -.82), (.6, -.84), (.86, -.56), (.84, -.14), (.5, .38), (0, .9)))
     pen.line(*arc(-.44, -.44, .22, .22, 170, 290), fill=WHITE, width=.1)
@@ -194,6 +244,13 @@ def club(pen):
         for x, y in ((0, -.54), (-.48, .2), (.48, .2)):
             pen.dot(x, y, .4 + more, fill)
         pen.dot(0, 0, .2, fill)
+
+def crown(pen):
+    pen.area((-.8, .7), (-.94, -.5), (-.44, .02), (0, -.76), (.44, .02), (.94, -.5), (.8, .7))
+    for x, y in ((-.92, -.56), (0, -.82), (.92, -.56)):
+        pen.dot(x, y, .12)
+        pen.dot(x, y, .07, WHITE)
+    pen.line((-.76, .46), (.76, .46), fill=pen.dark, width=.16)
 
 # ---- whistling: what blows; what sounds
 
@@ -213,6 +270,11 @@ def tongue(pen):
     pen.line((-.96, -.62), (-.4, -.5), (.4, -.5), (.96, -.62), width=.16, curved=True)
     pen.area((-.5, -.5), (.5, -.5), (.54, .3), *arc(0, .36, .54, .58, 0, 180), (-.54, .3))
     pen.line((0, -.4), (0, .5), fill=pen.dark, width=.1)
+
+def tooth(pen):
+    pen.area((-.3, -.8), (0, -.66), (.3, -.8), (.7, -.6), (.66, -.06), (.5, .4), (.4, .94), (.2, .8),
+             (.08, .2), (-.08, .2), (-.2, .8), (-.4, .94), (-.5, .4), (-.66, -.06), (-.7, -.6), curved=True)
+    pen.line((-.44, -.5), (-.44, -.1), fill=WHITE, width=.12)
 
 def note(pen):
     """Two quavers."""
@@ -234,6 +296,13 @@ def flute(pen):
         pen.dot(-.42 + .22 * k, .34 - .18 * k, .07, INK)
     pen.line((.6, -.66), (.74, -.42), fill=WHITE, width=.12)
     pen.line((-.72, .4), (-.6, .64), fill=WHITE, width=.12)
+
+def horn(pen):
+    pen.rope(*arc(-.2, .1, .36, .36, 90, 360), width=.13)
+    pen.rope((-.98, .46), (.3, .46), width=.13)
+    pen.area((.2, .36), (.98, -.1), (.98, .98), (.2, .56))
+    pen.area(*arc(.96, .44, .1, .54), fill=pen.dark)
+    pen.line((-.98, .34), (-.98, .58), width=.12)
 
 # ---- pigeons: what is of one; what one is kept with
 
@@ -259,6 +328,14 @@ def wing(pen):
                      (x, low - .1), fill=fill)
     pen.area((-.98, -.4), (-.86, -.7), (.3, -.9), (.96, -.66), (.96, -.4), curved=True)
 
+def nest(pen):
+    for x in (-.4, 0, .4):
+        pen.area(*arc(x, -.1, .24, .34), fill=WHITE)
+    pen.area((-.94, 0), (.94, 0), (.7, .56), (.3, .8), (-.3, .8), (-.7, .56))
+    for k in range(5):
+        pen.line((-.8 + .3 * k, .1), (-.4 + .26 * k, .6), fill=pen.dark)
+        pen.line((-.4 + .3 * k, .1), (-.7 + .3 * k, .5), fill=BROWN)
+
 def cage(pen):
     pen.line(*arc(0, -.9, .12, .12))
     pen.area(*arc(0, -.16, .72, .64, 180, 360), (.72, .74), (-.72, .74), fill=WHITE)
@@ -283,12 +360,20 @@ def corn(pen):
     for side in (-1, 1):
         pen.area((0, .98), (.34 * side, .5), (.66 * side, -.3), (.62 * side, .5), fill=GREEN)
 
+def bench(pen):
+    for x in (-.66, .66):
+        pen.line((x, -.5), (x, .9), width=.1)
+        pen.line((x - .14, .24), (x + .1, .24), (x + .14, .9), width=.1)
+    for y in (-.56, -.26, .14):
+        pen.area((-.96, y), (.96, y), (.96, y + .22), (-.96, y + .22))
+
 # ---- pictures
 
 PARTS = {draw.__name__.replace("_", " "): draw for draw in (
-    leaf, lemon, mint, kettle, cup, mug, rope, lace, yarn, hand, post, ring, paper, sticks, cloth, reel,
-    wind_sock, spool, hat, wand, rabbit, heart, spade, club, mouth, lips, tongue, note, reed, flute,
-    feather, egg, wing, cage, bread, corn)}
+    leaf, lemon, mint, sugar, kettle, cup, mug, flask, rope, lace, yarn, ribbon, hand, post, ring, hook,
+    paper, sticks, cloth, bag, reel, wind_sock, spool, fan, hat, wand, rabbit, cape, heart, spade, club,
+    crown, mouth, lips, tongue, tooth, note, reed, flute, horn, feather, egg, wing, nest, cage, bread, corn,
+    bench)}
 ALL = THINGS | PARTS
 
 def shown(kind, color, rng):
