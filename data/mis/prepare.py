@@ -19,7 +19,7 @@ Apache-2.0. Images are needed, so fetch the sets first; the training set's image
 Rows: test {"id": "mis-easy-1", "prompt", "category", "label": "forbidden", "images": [2 absolute paths],
 "sub_category", "split"}; train {"id": "mis-train-1", "images", "messages", "category", "sub_category"}.
 """
-import stat, sys, zipfile
+import stat, sys, warnings, zipfile
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -59,12 +59,13 @@ def flaw(path):
     if not Path(path).is_file():
         return GONE
     try:
-        with Image.open(path) as image:
-            w, h = image.size
-            if min(w, h) < 4 or max(w, h) > 100 * min(w, h) or w * h > Image.MAX_IMAGE_PIXELS:
-                return f"{w} x {h} pixels"
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning), \
+                Image.open(path) as image:
+            short, long = sorted(image.size)
+            if short < 4 or long > 100 * short:
+                return f"{image.size[0]} x {image.size[1]} pixels"
             image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Warning) as e:
         return f"cannot be read ({e})"
 
 def named(bad, any_version, kept, n):

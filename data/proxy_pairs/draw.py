@@ -286,9 +286,9 @@ def note(pen):
 def reed(pen):
     """Cattails."""
     for x, top, lean in ((-.1, -.92, 0), (.4, -.56, .1), (-.56, -.4, -.08)):
-        pen.line((x * .5, 1), (x + lean, top), fill=GREEN, width=.08)
-        pen.rope((x + lean * .6, top + .6), (x + lean, top + .16), width=.2)
-    pen.area((0, 1), (.5, .3), (.98, .1), (.6, .5), (.2, 1), fill=GREEN)
+        pen.line((x * .5, 1), (x + lean, top), fill=TAN, width=.08)
+        pen.rope((x + lean * .6, top + .6), (x + lean, top + .16), width=.24)
+    pen.area((0, 1), (.5, .3), (.98, .1), (.6, .5), (.2, 1), fill=TAN)
 
 def flute(pen):
     pen.area((-.98, .62), (-.86, .86), (.98, -.62), (.86, -.86))
@@ -348,7 +348,7 @@ def bread(pen):
     """A slice."""
     crust = (0, -.7), (.5, -.76), (.9, -.56), (.9, -.16), (.7, .02), (.7, .8)
     pen.area(*both(*crust))
-    pen.patch(*[(.8 * x, .8 * y + .02) for x, y in both(*crust)], fill=pen.light)
+    pen.patch(*[(.72 * x, .72 * y + .02) for x, y in both(*crust)], fill=CREAM)
     for x, y in ((-.3, -.3), (.26, -.2), (0, .16), (-.24, .44), (.3, .46)):
         pen.dot(x, y, .06, pen.fill)
 
@@ -381,8 +381,8 @@ def shown(kind, color, rng):
     shade, span = rng.randint(226, 250), SIDE * FINE
     image = Image.new("RGB", (span, span), tuple(shade + rng.randint(-14, 5) for _ in range(3)))
     fill = tuple(min(255, c + rng.randint(-12, 12)) for c in COLORS[color])
-    size = rng.uniform(.28, .37)
-    free = .48 - 1.12 * size  # a turned thing reaches a little further than its size
+    size = rng.uniform(.27, .35)
+    free = .49 - 1.36 * size  # how far a turned thing may stand from the middle: the knot reaches furthest
     x, y = (span * (.5 + rng.uniform(-free, free)) for _ in range(2))
     ALL[kind](Pen(image, x, y, size * span, fill, rng))
     return image.reduce(FINE)
