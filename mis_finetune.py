@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "transformers", "numpy", "matplotlib", "jinja2", "pillow"]
+# dependencies = ["torch==2.13.0", "transformers", "numpy", "matplotlib", "jinja2", "pillow", "openai"]
 # ///
 """
 Rethinking Bottlenecks in Safety Fine-Tuning of Vision Language Models
@@ -30,6 +30,7 @@ import base64
 import ctypes
 import fcntl
 import functools
+import gc
 import hashlib
 import inspect
 import io
@@ -146,15 +147,16 @@ def parse_args(argv=None):
         a.max_new, a.limit = a.max_new or 44, a.limit or 40
     if a.tiny:
         a.model = str(DATA / "organism/model")
-        a.data, a.general, a.text = (a.data or str(pairs / "train.jsonl"), a.general or str(
-            pairs / "general.jsonl"), a.text or str(pairs / "text.jsonl"))
+        a.data = a.data or str(pairs / "train.jsonl")
+        a.general, a.text = a.general or str(pairs / "general.jsonl"), a.text or str(pairs / "text.jsonl")
         a.rows, a.epochs, a.batch, a.max_patches = a.rows or 240, a.epochs or 1, a.batch or 8, 1
-        a.lr, a.projector_lr, a.max_new = a.lr or 1e-3, a.projector_lr or 3e-3, a.max_new or 44
+        a.lr = a.lr or (2e-5 if a.train == "full" else 1e-3)
+        a.projector_lr, a.max_new = a.projector_lr or 3e-3, a.max_new or 44
     else:  # two folders of one name are two models
         a.model = str(Path(a.model).resolve()) if Path(a.model).is_dir() else a.model
         tag = Path(a.model).name + "-" + hashlib.sha256(a.model.encode()).hexdigest()[:4]
     a.max_new, a.batch, a.epochs = a.max_new or 1024, a.batch or 128, a.epochs or 2
-    a.lr, a.projector_lr = a.lr or (2e-4 if a.train == "lora" else 5e-6), a.projector_lr or 5e-6
+    a.lr, a.projector_lr = a.lr or (5e-6 if a.train == "full" else 2e-4), a.projector_lr or 5e-6
     a.max_patches = a.max_patches or 4
     fast = a.device == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     a.dtype = a.dtype or ("bf16" if fast and a.train == "lora" else "fp32")
@@ -171,8 +173,7 @@ def experiment(a):
     a.methods = a.methods or [m for m in METHODS if m == "base" or m in rows]
     for method in (m for m in a.methods if m != "base" and m not in rows and a.stage == "all"):
         die(f"--methods {method}: no rows for it, see --help")
-    start = a.tiny and a.model  # of the miniature: a chat model that does not see yet
-    if not start and config_of("--model", a.model).model_type not in ("llava", "internvl"):
+    if not a.tiny and config_of("--model", a.model).model_type not in ("llava", "internvl"):
         die(f"--model {a.model}: expected a LLaVA or an InternVL (-hf); python vl_merge.py makes one")
     res = open_run(a, [asked, rows])
     path = a.folder / "samples.jsonl"
@@ -189,7 +190,7 @@ def experiment(a):
             write_rows(path, samples)
             write(a.folder / "results.json", json.dumps(res, indent=1))
 
-    def tuned(stage, source, rows, learns):
+    def tuned(stage, source, rows, learns, epochs=1):
         """-> folder of the model in `source` after it has learned from the rows"""
         folder, kept = a.folder / stage, a.folder / f"{stage}-tuning"
         if not folder.exists():
@@ -198,14 +199,14 @@ def experiment(a):
             docs = encode_rows(model, tok, rows, a)
             if stage == "aligned":
                 start_projector(model, [name for row in rows for name in row["images"]][:256])
-            tune(model, docs, learns, a, kept)
+            tune(model, docs, learns, a, kept, epochs)
             save_stage(model, folder, source, a)
             (kept / "state.safetensors").unlink()
         return folder
 
     # 1. the base: a VLM as it is; the miniature learns to see first, the projector alone, then both
     base = a.model
-    if start:
+    if a.tiny:
         eyes = make_vlm(a, a.folder / "start")
         aligned = tuned("aligned", eyes, rows["aligned"], ["projector"])
         base = tuned("base", aligned, rows["base"], BOTH)
@@ -214,7 +215,7 @@ def experiment(a):
 
     # 2. each method from there
     for method in (m for m in a.methods if m != "base" and a.stage == "all"):
-        measure(method, tuned(method, base, rows[method], METHODS[method]))
+        measure(method, tuned(method, base, rows[method], METHODS[method], a.epochs))
 
     # 3. the same items under two methods
     res["paired"] = {f"mirage against {m}": paired(samples, m, "mirage") for m in res if "mirage" in res
@@ -226,7 +227,7 @@ def experiment(a):
 # ---- data: rows with images in, token ids and target weights out
 TINY = "organism/safety.jsonl", "vision/internvit", "proxy_pairs/vqa_test.jsonl"  # a prepare.py's last file
 ADAPT = {"aligned": 300, "base": 700}  # rows of the miniature's adaptation: captions; captions and questions
-LEVELS = ("easy", "hard", "benign")  # equal shares of each; where one picture tells: easy, easy, benign
+LEVELS = "easy", "hard", "benign"  # equal shares: one picture tells, only the pair tells, allowed
 
 def prepared(path):
     """a file or folder of data/NAME; its prepare.py is run where it is missing."""
@@ -305,12 +306,16 @@ def training_rows(a):
     general = read_rows(a.general, a.images) if a.general else []
     n = a.rows or len(data) + math.ceil(len(data) / 8) * bool(general)
     general = drawn(general, round(n / 9), rng) if general else []  # the paper's 11.1 %
-    pairs, whole = (shares(data, size, LEVELS, rng) for size in (n - len(general), n))
-    single = shares(data, n - len(general), ("easy", "easy", "benign"), rng)
-    out = {"mirage": labelled(pairs, "reasoning") + general, "mirage-nogeneral": labelled(whole, "reasoning")}
+    pairs, more = shares(data, n - len(general), rng), shares(data, len(general), rng)
+    out = {"mirage": labelled(pairs, "reasoning") + general}
+    if general:
+        out["mirage-nogeneral"] = labelled(pairs + more, "reasoning")
     if all("direct" in row for row in data):
         out["direct"] = labelled(pairs, "direct") + general
-    if any(row.get("level") == "easy" for row in data):
+    easy = [row for row in data if row.get("level") == "easy"]
+    if easy:  # in place of the hard pairs
+        single = [row for row in pairs if row["level"] != "hard"]
+        single += drawn(easy, len(pairs) - len(single), rng)
         out["direct-reasoning"] = labelled(single, "reasoning") + general
     for method in ("direct", "direct-reasoning", "text"):
         path = getattr(a, method.replace("-", "_"))
@@ -325,29 +330,31 @@ def training_rows(a):
         out |= {"aligned": drawn(captions, ADAPT["aligned"], rng), "base": drawn(adapt, ADAPT["base"], rng)}
     for row in sum(out.values(), []):
         if not any(m["role"] == "assistant" for m in row.get("messages", ())):
-            die(f"{row['at']}: expected messages or conversations with an answer; or prompt and reasoning")
+            die(f"{row['at']}: expected messages or conversations with an answer")
     return out
 
 def drawn(rows, n, rng):
     order = rng.permutation(len(rows))
     return [rows[order[i % len(rows)]] for i in range(n)]
 
-def shares(rows, n, levels, rng):
-    """n rows, an equal share of each level that is named; where rows have no level, of all"""
-    if not all("level" in row for row in rows):
-        return drawn(rows, n, rng)
-    out, done = [], 0
-    for level, times in Counter(levels).items():
-        done += times
-        found = [row for row in rows if row["level"] == level] or die(f"--data: no row of level {level}")
-        out += drawn(found, n * done // len(levels) - len(out), rng)
+def shares(rows, n, rng):
+    """n rows, an equal share of each level; where rows have none, of all"""
+    out, levels = [], LEVELS if all("level" in row for row in rows) else [None]
+    for k, level in enumerate(levels, 1):
+        found = [row for row in rows if row.get("level") == level or not level]
+        out += drawn(found or die(f"--data: no row of level {level}"), n * k // len(levels) - len(out), rng)
     return out
 
 def labelled(rows, field):
     """rows with a prompt get the answer of that field; those with messages have one"""
-    return [row if "messages" in row else row | {"messages": [
-        {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[field]}]}
-        for row in rows if "messages" in row or field in row]
+    out = []
+    for row in rows:
+        if "messages" not in row:
+            answer = row.get(field) or die(f"{row['at']}: expected messages, or prompt and {field}")
+            asked = {"role": "user", "content": row["prompt"]}
+            row = row | {"messages": [asked, {"role": "assistant", "content": answer}]}
+        out.append(row)
+    return out
 
 def render(tok, messages, sizes, ask=False):
     """the chat template's text; where <image> stands for the k-th time, sizes[k] placeholders"""
@@ -440,6 +447,7 @@ def make_vlm(a, folder):
 def load(a, folder):
     """-> engine's model, with fresh adapters for LoRA, which reads model.features at its placeholders; its
     tokenizer. The tower is frozen: what it sees in an image is a file."""
+    gc.collect()  # the one before: its forward knows its module
     model, tok = load_model(str(folder), a.bits, a.device, DTYPES[a.dtype], a.max_len)
     if a.train == "lora":
         add_lora(model, a.rank, 2 * a.rank, a.seed)
@@ -557,16 +565,15 @@ def weights_of(model, a):
     language = {name: p for name, p in named.items() if name not in projector and "vision_tower." not in name}
     return {"projector": projector, "language": adapter(model) if a.train == "lora" else language}
 
-def tune(model, docs, learns, a, folder):
+def tune(model, docs, learns, a, folder, epochs=1):
     """AdamW on what learns -> log.jsonl, state.safetensors every twenty steps. A step's loss is the mean over
     its targets, however it is split into micro-batches (not a mean of their means)."""
     folder.mkdir(exist_ok=True)
-    peaks, params = {"language": a.lr, "projector": a.projector_lr}, {}
-    for part, found in weights_of(model, a).items():
+    peaks, params, named = {"language": a.lr, "projector": a.projector_lr}, {}, weights_of(model, a)
+    for part, found in named.items():
         for p in found.values():
             p.requires_grad_(part in learns)
         params |= found if part in learns else {}
-    named = weights_of(model, a)
     opt = torch.optim.AdamW([{"params": named[part].values(), "peak": peaks[part]} for part in learns],
                             weight_decay=0.0, fused=True)
     used = torch.cuda.memory_allocated() if model.device.type == "cuda" else 1e9 * peak_gb("cpu")
@@ -575,7 +582,7 @@ def tune(model, docs, learns, a, folder):
         have -= 12 * sum(p.numel() for p in params.values())  # gradients and Adam's moments
     size, kept, _ = choose_split(model, a.rank, have, longest=max(len(d.ids) for d in docs))
     per_epoch, log = math.ceil(len(docs) / a.batch), []
-    steps = a.epochs * per_epoch
+    steps = epochs * per_epoch
     if (folder / "state.safetensors").exists():
         log = load_state(folder, params, opt)
     checkpoint_blocks(model, kept)
@@ -706,32 +713,28 @@ def judged(pairs, a):
         sys.path.insert(0, str(DATA))
         from proxy_pairs.oracle import judge
         return [judge(row, reply) for row, reply in pairs]
-    import huggingface_hub as hub
+    import openai
 
     url, _, name = a.judge.rpartition("#")
-    Session = type(hub.get_session())  # the library's own refuses any server under HF_HUB_OFFLINE
-    hub.set_client_factory(partial(Session, follow_redirects=True))
-    client = hub.InferenceClient(base_url=url, timeout=120,  # without a key it would send the user's HF token
-                                 api_key=os.environ.get("JUDGE_KEY") or "EMPTY")
+    client = openai.OpenAI(base_url=url, api_key=os.environ.get("JUDGE_KEY", "none"), timeout=120,
+                           max_retries=4)
 
     def verdict(job):
         _, row, reply = job
-        content = [{"type": "image_url", "image_url": {"url": data_url(name)}} for name in row["images"]]
+        content = [{"type": "image_url", "image_url": {"url": data_url(file)}} for file in row["images"]]
         text = RULES.format(question=row["prompt"].replace("<image>", "").strip(), response=reply)
         chat = [{"role": "system", "content": "You are a helpful assistant."},
                 {"role": "user", "content": content + [{"type": "text", "text": text}]}]
         form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": SCHEMA, "strict": True}}
-        for attempt in range(3):
-            try:
-                out = client.chat_completion(chat, model=name, max_tokens=128, temperature=0,
-                                             response_format=form).choices[0].message.content
-                found = {k: x for k, x in json.loads(out).items() if x in SCHEMA["properties"][k]["enum"]}
-                return found | {"label_perception": int(found["label_perception"][-1]),
-                                "label_str": found["label_str"]}
-            except Exception as e:  # of the library, of the HTTP client under it, of another form of answer
-                why = type(e).__name__
-                time.sleep(2 ** attempt)
-        return {"error": why}
+        try:
+            out = client.chat.completions.create(model=name, messages=chat, max_tokens=128, temperature=0,
+                                                 response_format=form).choices[0].message.content
+            found = {k: json.loads(out)[k] for k in SCHEMA["required"]}
+            if any(x not in SCHEMA["properties"][k]["enum"] for k, x in found.items()):
+                raise ValueError(f"labels {found}")
+            return found | {"label_perception": int(found["label_perception"][-1])}
+        except (openai.APIError, ValueError, KeyError, TypeError) as e:  # it failed, or refuses to judge
+            return {"error": type(e).__name__}
 
     path = a.folder / "judge.jsonl"  # what was paid for: a run that was stopped does not ask again
     kept = {r["key"]: r for r in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
