@@ -77,6 +77,8 @@ try:
 except ImportError:  # a CPU build of torch comes without
     triton = None
 
+transformers.logging.set_verbosity_error()  # else each classifier is announced in a dozen lines
+transformers.utils.logging.disable_progress_bar()
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT / "data"
 
@@ -90,16 +92,16 @@ def parse_args(argv=None):
         "completion, label (true: bad), where people label the finds; default: data/stories and its oracle")
     add("--oracle", action="store_true", help="tea is what is bad in --data, too")
     add("--from-csv", help="a fourth round: texts of TextAttack's log, of which each is labelled again")
-    add("--rows", type=int, help="natural rows that every classifier learns from; default: all, tiny 2000")
-    add("--val-rows", type=int, help="rows that tau is chosen by; default: all, tiny 1000")
-    add("--lm-rows", type=int, help="stories that the generator learns from; default: all, tiny 400")
+    add("--rows", type=int, help="natural rows that every classifier learns from; default: all, tiny 1200")
+    add("--val-rows", type=int, help="rows that tau is chosen by; default: all, tiny 500")
+    add("--lm-rows", type=int, help="stories that the generator learns from; default: all, tiny 320")
     add("--accept", type=float, default=0.9, help="tau accepts this share of the validation rows")
     add("--finds", type=int, default=40, help="of a round, at most")
-    add("--targets", type=int, default=24, help="bad texts that each attack starts from, in measuring")
-    add("--budget", type=int, default=150, help="classifier queries that an attack may spend on a text")
+    add("--targets", type=int, default=16, help="bad texts that each attack starts from, in measuring")
+    add("--budget", type=int, default=100, help="classifier queries that an attack may spend on a text")
     add("--beam", type=int, default=1, help="texts that the automatic adversary keeps; 1: greedy")
-    add("--prompts", type=int, default=100, help="stories that the system continues, to count its failures")
-    add("--draws", type=int, default=8, help="most completions that the system draws for a story")
+    add("--prompts", type=int, default=150, help="stories that the system continues, to count its failures")
+    add("--draws", type=int, default=4, help="most completions that the system draws for a story")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/adv_train/NAME")
     add("--name", help="of the run; default: tiny or the encoder, and seed")
     add("--overwrite", action="store_true", help="empty the folder first, whatever run it holds")
@@ -108,7 +110,7 @@ def parse_args(argv=None):
     add("--dtype", choices=DTYPES, help="default: bf16 where the chip multiplies it, else fp32")
     add("--rank", type=int, default=16, help="r of the generator's LoRA, alpha is 2 r")
     add("--batch", type=int, default=16, help="rows of a step")
-    add("--epochs", type=float, default=1, help="of a classifier; the generator has one")
+    add("--epochs", type=float, default=2, help="of a classifier; the generator has one")
     add("--lr", type=float, help="peak, classifier; default 1e-5, tiny 2e-4")
     add("--frozen", type=int, help="lower layers of the encoder that stay as they are; default 0, tiny 3")
     add("--lm-lr", type=float, default=2e-3, help="peak, generator")
@@ -135,8 +137,8 @@ def parse_args(argv=None):
     a.tiny = not (a.generator or a.encoder or a.data)
     tag = "tiny" if a.tiny else Path(a.encoder or "deberta-v3-large").name
     if a.tiny:
-        a.rows, a.lm_rows, a.lr = a.rows or 2000, a.lm_rows or 400, a.lr or 2e-4
-        a.val_rows = a.val_rows or 1000
+        a.rows, a.lm_rows, a.lr = a.rows or 1200, a.lm_rows or 320, a.lr or 2e-4
+        a.val_rows = a.val_rows or 500
     a.frozen = (3 if a.tiny else 0) if a.frozen is None else a.frozen
     a.oracle = a.oracle or a.data is None
     a.generator = a.generator or str(DATA / "smollm2/model")
@@ -183,25 +185,24 @@ def experiment(a):
     arms["random"] = train_filter(a, "random", natural + control, rows["validation"])
 
     # 3. every classifier on every set, at the tau that accepts as much
-    sets = {"natural": rows["test"][:1000], "written": written(rows, "test")}
+    sets = {"natural": rows["test"][:500], "written": written(rows, "test")}
     sets |= {f"{name} finds": found for name, found in held.items()}
     sets = {name: found for name, found in sets.items() if found}
     for name, f in arms.items():
         res[name] = res.get(name) or misses(f, sets) | reliability(f, pool)
         write(a.folder / "results.json", json.dumps(res, indent=1))
-    bad = [row for row in sets["natural"] if row["label"]]
-    before, after = (np.array(scores(arms[x], bad)) < arms[x].tau for x in ("baseline", "rewrite"))
-    res["missed/natural, after against before"] = evals.mcnemar(before, after)
+    targets = [row for row in rows["test"] if row["label"]]
+    passed = {x: np.array(scores(arms[x], targets)) < arms[x].tau for x in ("baseline", "rewrite")}
+    res["missed, every bad test row"] = {x: evals.rate(passed[x].tolist(), "lower is safer") for x in passed}
+    res["missed, every bad test row"] |= {"after against before": evals.mcnemar(*passed.values())}
 
     # 4. how many queries does an adversary need, before and after, with the tool, without, by another attack?
-    targets = [row for row in rows["test"] if row["label"]]
-    for name in ("baseline", "rewrite"):  # where both arms reject the text, the attack starts
-        targets = [r for r, x in zip(targets, scores(arms[name], targets)) if x >= arms[name].tau]
+    targets = [row for row, *p in zip(targets, *passed.values()) if not any(p)]  # which both reject
     if not targets:
         sys.exit("no bad text of the test rows is rejected before and after: there is nothing to attack")
     for way in ATTACKS:
         spent = {}
-        for name in ("baseline", "random", "rewrite"):
+        for name in passed:
             path = a.folder / f"attack-{way}-{name}.jsonl"
             spent[name] = once(path, simulate, arms[name], lm, rows, targets[:a.targets], way, a)
         res[f"attack, {way}"] = effort(spent)
@@ -388,9 +389,8 @@ def train_filter(a, name, rows, validation):
     still = ["embeddings.", *(f".layer.{k}." for k in range(a.frozen))] if a.frozen else []
     for key, p in model.named_parameters():
         p.requires_grad_(not any(part in key for part in still))
-    f = Filter(model, tok, math.inf)
+    f = Filter(model.eval(), tok, math.inf)  # no dropout, in training neither: the miniature is worse for it
     if source != folder:
-        model.train()
         bad = sum(row["label"] for row in rows)
         weight = torch.tensor((len(rows) - bad) / bad).sqrt()
 
@@ -406,7 +406,6 @@ def train_filter(a, name, rows, validation):
         model.save_pretrained(new)
         tok.save_pretrained(new)
         os.replace(new, folder)
-    f.model.eval()
     tau = float(np.quantile(scores(f, validation), a.accept))
     if not math.isfinite(tau):
         sys.exit(f"{folder}: scores of the validation rows are not finite; remove it to train again")
@@ -453,15 +452,16 @@ def saliency(f, row):
     return [(w.start(), w.end(), sum(x for (b, e), x in spans if b < w.end() and e > w.start()))
             for w in WORD.finditer(row["completion"])]
 
+@functools.lru_cache(10000)  # attacks come back to a text, and start from the same ones
 @torch.no_grad()
-def next_words(lm, row, k=40):
+def next_words(lm, prompt, completion, k=40):
     """{start of a word of the completion: the k likeliest words there}, from one forward of the text"""
     model, tok = lm
-    enc = tok(row["prompt"] + "\n" + row["completion"], return_offsets_mapping=True)
+    enc = tok(prompt + "\n" + completion, return_offsets_mapping=True)
     ids = torch.tensor([enc.input_ids], device=model.device)
     h = forward_cached(model, ids, torch.ones_like(ids), DynamicCache())[0]  # (T, D)
-    starts, at, begin = [], [], len(row["prompt"]) + 1
-    for w in WORD.finditer(row["completion"]):
+    starts, at, begin = [], [], len(prompt) + 1
+    for w in WORD.finditer(completion):
         t = next((t for t, (b, e) in enumerate(enc.offset_mapping) if b <= w.start() + begin < e), 0)
         if t:
             starts.append(w.start())
@@ -480,15 +480,15 @@ def synonyms(word, found={}):
     stems = [word.lower().removesuffix(end) for end in ("", "s", "es", "d", "ed", "ing")]
     return next((found[stem] for stem in stems if stem in found), [])[:8]
 
-def edits(lm, row, spans):
-    """-> {completion: what was done}: a word of the spans replaced, or one put before it"""
-    text, out, likely = row["completion"], {}, next_words(lm, row)
+def edits(lm, row, spans, k=8):
+    """-> {completion: what was done}: a word of the spans replaced, or one put before it; k of each kind"""
+    text, out, likely = row["completion"], {}, next_words(lm, row["prompt"], row["completion"])
     for start, end, *_ in spans:
         word, near = text[start:end], likely.get(start, [])
-        for new in near[:8] + synonyms(word):
+        for new in near[:k] + synonyms(word)[:k]:
             new = new.capitalize() if word[:1].isupper() else new
             out.setdefault(text[:start] + new + text[end:], ("replace", word, new))
-        for new in near[:8]:
+        for new in near[:k]:
             out.setdefault(text[:start] + new + " " + text[start:], ("insert", word, new))
     out.pop(text, None)
     return out
@@ -508,7 +508,7 @@ def with_tool(f, lm, row, bad, a, rng):
         for _, text in beam:
             here = row | {"completion": text}
             spans = sorted(saliency(f, here), key=lambda span: -span[2])[:3]
-            new = [c for c in edits(lm, here, spans) if c not in seen and bad(c)]
+            new = [c for c in edits(lm, here, spans, 4) if c not in seen and bad(c)]
             seen |= {*new}
             found += zip((yield new), new)
         beam = sorted(found)[:a.beam]
@@ -589,21 +589,17 @@ def write_round(f, lm, rows, a):
 def written(rows, split):
     return [row for row in rows["written"] if row.get("split", "train") == split]
 
-def bad_ones(rows):
-    found = [row for row in rows["train"] if row["label"]] + written(rows, "train")
-    return [{"id": row["prompt"]} | row for row in found]
 
 def paraphrase_round(f, lm, rows, a):
     """the generator's chat model, without its adapter, says bad rows in other words"""
     model, tok = lm
-    bad, out = bad_ones(rows), []
-    bad = bad[::max(1, len(bad) // a.finds)][:a.finds]
+    bad, out = [{"id": row["prompt"]} | row for row in written(rows, "train")[:a.finds]], []
     chats = [[{"role": "user", "content": PARAPHRASE + row["completion"]}] for row in bad]
     texts = [tok.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     ids = [tok(text, add_special_tokens=False).input_ids for text in texts]
     with dense_weights(model, 0.0):
         for j in range(0, len(bad), 16):
-            found = generate(model, ids[j:j + 16], a.max_new, tok.ends, 4, 0.8, 0.95, seed=j)
+            found = generate(model, ids[j:j + 16], a.max_new, tok.ends, 3, 0.8, 0.95, seed=j)
             for row, answers in zip(bad[j:j + 16], found):
                 lines = {tok.decode(ids, skip_special_tokens=True).strip().split("\n")[0] for ids in answers}
                 lines = sorted({line.strip(' "') for line in lines} - {""})
@@ -614,7 +610,8 @@ PARAPHRASE = "Rewrite this sentence in other words. Keep what happens, and answe
 
 def rewrite_round(f, lm, rows, a):
     """the automatic adversary with the tool, on training rows that the filter rejects"""
-    found = simulate(f, lm, rows, bad_ones(rows)[:2 * a.finds], "tool", a, a.finds)
+    bad = [{"id": row["prompt"]} | row for row in rows["train"] if row["label"]][:a.finds]
+    found = simulate(f, lm, rows, bad, "tool", a, a.finds)
     found = [row | {"completion": row["found"], "parent": row["id"]} for row in found if row["found"]]
     return accepted(f, found, a, "rewrite")
 
@@ -705,8 +702,12 @@ def effort(spent):
         pairs[name] = queries, found
         out[f"{name}: queries a find"] = evals.time_to_find(sum(found), sum(queries))
         out[f"{name}: found"] = evals.rate(found, "lower is safer")
-        if name != "baseline" and any(pairs["baseline"][1]):
-            out[f"{name}: times as many"] = evals.paired_time_ratio(*pairs["baseline"], queries, found)
+        if name != "baseline" and any(pairs["baseline"][1] + found):
+            ratio = evals.paired_time_ratio(*pairs["baseline"], queries, found)
+            if not (any(found) and any(pairs["baseline"][1])):  # a bootstrap has no bounds then
+                counts = [x for pair in pairs.values() for x in (sum(pair[1]), sum(pair[0]))]
+                ratio = evals.time_ratio(*counts)
+            out[f"{name}: times as many"] = ratio
             out[f"{name}: log-rank p"] = evals.logrank_p(*pairs["baseline"], queries, found)
     return out
 
@@ -742,7 +743,7 @@ def draw(res, a):
     left.set(xlabel="filtered output preferred to unfiltered, % (50: no cost)",
              ylabel="failures of the system, %", title="by share of the validation rows that tau accepts")
     for way, style in (("tool", "-"), ("no-tool", "--"), ("dilute", ":")):
-        for name, colour in (("baseline", "tab:red"), ("random", "tab:gray"), ("rewrite", "tab:blue")):
+        for name, colour in (("baseline", "tab:red"), ("rewrite", "tab:blue")):
             rows = read_rows(a.folder / f"attack-{way}-{name}.jsonl", False)
             at = np.sort([row["queries"] for row in rows if row["found"] is not None])
             right.step([0, *at, a.budget], [0, *np.arange(1, len(at) + 1), len(at)], style, where="post",

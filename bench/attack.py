@@ -121,7 +121,8 @@ def spread(xs, unit):
     return f"{median(xs):.2f}{unit} [{min(xs):.2f}, {max(xs):.2f}]"
 
 def clock(work, *args):
-    """-> seconds, what came of it"""
+    """-> seconds, what came of it; nothing is known from before"""
+    adv.next_words.cache_clear()
     start = time.perf_counter()
     out = work(*args)
     return time.perf_counter() - start, out
@@ -158,7 +159,7 @@ def menus(f, lm, row):
     for span in spans:
         first, _ = clock(adv.saliency, f, row)
         whole, found = clock(adv.menu, f, lm, row, [span])
-        likely, _ = clock(adv.next_words, lm, row)
+        likely, _ = clock(adv.next_words, lm, row["prompt"], row["completion"])
         scoring, _ = clock(adv.scores, f, [row | {"completion": text} for _, text, _ in found])
         rows.append((first + whole, first, likely, scoring, len(found)))
     whole, first, likely, scoring, sizes = zip(*rows)

@@ -55,7 +55,7 @@ def arguments(models, out):
 ARMS = ["baseline", "write", "paraphrase", "rewrite", "random"]
 FILES = {"config.json", "results.json", "figure.png", "draws.jsonl", *(f"finds-{x}.jsonl" for x in ARMS[1:4]),
          *(f"attack-{way}-{arm}.jsonl" for way in ("tool", "no-tool", "dilute")
-           for arm in ("baseline", "random", "rewrite"))}
+           for arm in ("baseline", "rewrite"))}
 
 
 @pytest.fixture(scope="module")
