@@ -547,7 +547,7 @@ def without_tool(f, lm, row, bad, a, rng):
 def dilute(f, lm, row, bad, a, rng):
     """in no round, so a test of transfer: something ordinary, ", and", then the bad sentence"""
     yield [row["completion"]]
-    for k in rng.permutation(len(a.ordinary)):
+    for k in rng.permutation(len(a.ordinary))[:a.budget]:
         c = a.ordinary[k].rstrip(".!") + ", and " + row["completion"][:1].lower() + row["completion"][1:]
         if bad(c) and (yield [c])[0] < f.tau:
             return c
