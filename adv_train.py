@@ -22,7 +22,7 @@ ordinary stories, rare before, do not change measurably. Is it so here?
 
 The page needs `pip install gradio`, which needs Pillow 12; on closing, it prints minutes a find. With --data
 FOLDER, rows of your own, the run stops where people have to label, and goes on when they have. The
-miniature: MINUTES minutes on two cores of a Zen 4 EPYC. Every stage leaves its file; a run that was stopped
+miniature: 10 minutes on two cores of a Zen 4 EPYC. Every stage leaves its file; a run that was stopped
 goes on after the last one. Read experiment() and METHOD. What stands under ENGINE is alike in every script.
 """
 import argparse
@@ -194,7 +194,7 @@ def experiment(a):
     sets |= {f"{name} finds": found for name, found in held.items()}
     sets = {name: found for name, found in sets.items() if found}
     for name, f in arms.items():
-        res[name] = res.get(name) or misses(f, sets) | reliability(f, pool)
+        res[name] = res.get(name) or misses(f, sets) | reliability(*by_story(f, pool), f.tau)
         write(a.folder / "results.json", json.dumps(res, indent=1))
     targets = [row for row in rows["test"] if row["label"]]
     passed = {x: np.array(scores(arms[x], targets)) < arms[x].tau for x in ("baseline", last)}
@@ -688,20 +688,19 @@ def by_story(f, pool):
     bad = np.array([row["label"] for row in pool])
     return np.array(scores(f, pool)).reshape(-1, m), bad.reshape(-1, m)
 
-def reliability(f, pool):
-    """F_hat = mean_i y_i 1[accept c_i] N_i, as E[N] = 1 / P(accept): draw by draw is c_i, the other m - 1,
-    independent of it, count N_i. So it is unbiased for a system that gives up after m - 1 draws. A story's
-    terms are averaged, as its draws are not independent facts."""
-    x, bad = by_story(f, pool)
+def reliability(x, bad, tau):
+    """scores and labels (P, m) of m draws for each of P stories -> F_hat = mean_i y_i 1[accept c_i] N_i, as
+    E[N] = 1 / P(accept). Each draw in turn is c_i; the other m - 1, independent of it, count N_i: unbiased
+    for a system that gives up after m - 1 draws. A story's terms, which are not independent, are averaged."""
     P, m = x.shape
-    N = np.stack([evals.first_accepted(np.delete(x, j, 1), f.tau) for j in range(m)], 1)  # (P, m)
-    terms = (bad * (x < f.tau) * N).mean(1)
-    first = evals.first_accepted(x, f.tau) - 1  # the system's output, if any was accepted
-    gave_up = (x >= f.tau).all(1)
+    N = np.stack([evals.first_accepted(np.delete(x, j, 1), tau) for j in range(m)], 1)  # (P, m)
+    terms = (bad * (x < tau) * N).mean(1)
+    first = evals.first_accepted(x, tau) - 1  # the system's output, if any was accepted
+    gave_up = (x >= tau).all(1)
     failed = bad[np.arange(P), first][~gave_up]
     out = {"failures": evals.mean(terms.tolist(), "lower is safer"),
            "bad draws, unfiltered": evals.mean(bad.mean(1).tolist(), "lower is safer"),
-           "accepted draws": evals.mean((x < f.tau).mean(1).tolist(), "higher is better"),
+           "accepted draws": evals.mean((x < tau).mean(1).tolist(), "higher is better"),
            "fallback": evals.rate(gave_up.tolist(), "lower is better")}
     if len(failed):
         out["failures of one output a story"] = evals.binomial_bound(int(failed.sum()), len(failed))
@@ -729,17 +728,17 @@ def effort(spent):
 def quality(f, pool, validation):
     """the first accepted draw against the first draw, by the generator's log-likelihood a token: a proxy for
     readers. A curve over tau, with the failures at each."""
-    (x, _), natural = by_story(f, pool), scores(f, validation)
+    (x, bad), natural = by_story(f, pool), scores(f, validation)
     log_p, out = np.array([row["log_p"] for row in pool]).reshape(x.shape), {}
     for share in (1.0, 0.95, 0.9, 0.8, 0.6, 0.4):
-        g = f._replace(tau=math.inf if share == 1 else float(np.quantile(natural, share)))
-        k = evals.first_accepted(x, g.tau) - 1
-        kept = (x < g.tau).any(1)
+        tau = math.inf if share == 1 else float(np.quantile(natural, share))
+        k = evals.first_accepted(x, tau) - 1
+        kept = (x < tau).any(1)
         if not kept.any():  # every story fell back: there is no output to compare
             break
         d = (log_p[np.arange(len(x)), k] - log_p[:, 0])[kept]
         out[f"{share:.0%} of validation accepted"] = {
-            "failures": reliability(g, pool)["failures"],
+            "failures": reliability(x, bad, tau)["failures"],
             "filtered preferred": evals.preference(int((d > 0).sum()), int((d == 0).sum()), len(d))}
     return out
 

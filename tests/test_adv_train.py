@@ -187,7 +187,7 @@ def test_rows_of_one_class_only(models, tmp_path):
 def test_a_threshold_that_rejects_everything_is_counted(monkeypatch):
     pool = [{"story": n, "label": n == 0, "log_p": -1.0} for n in range(3) for _ in range(4)]
     monkeypatch.setattr(v, "scores", lambda f, rows: [1.0] * len(rows))
-    out = v.reliability(v.Filter(None, None, 0.0), pool)
+    out = v.reliability(*v.by_story(None, pool), 0.0)
     assert out["fallback"]["value"] == 1 and out["accepted draws"]["value"] == 0
     assert out["failures"]["value"] == 0 and out["failures"]["ci95"][1] == 1
 
