@@ -752,8 +752,9 @@ def draw(res, a):
     y, low, high = (100 * np.array([[f["value"], *f["ci95"]] for _, f, _ in points])).T
     xs = [100 * q["value"] for q, _, _ in points]
     left.errorbar(xs, y, [y - low, high - y], fmt="o-", capsize=2)
-    for x, v, (_, _, at) in zip(xs, y, points):
-        left.annotate(at.partition(" ")[0], (x, v), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    for n, (x, v, (_, _, at)) in enumerate(zip(xs, y, points)):  # points lie close: labels climb
+        up = 5, 5 + 6 * n
+        left.annotate(at.partition(" ")[0], (x, v), xytext=up, textcoords="offset points", fontsize=8)
     left.set(xlabel="filtered output preferred to unfiltered, % (50: no cost)",
              ylabel="failures of the system, %", title="by share of the validation rows that tau accepts")
     found = res["missed, every bad test row"]
