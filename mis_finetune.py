@@ -21,7 +21,7 @@ direct in the labels (a bare refusal, an answer without reasons), direct-reasoni
 one picture that tells; never a pair of innocent ones), mirage-nogeneral in the 11 % of general rows that it
 lacks, textual in that it never sees: texts beside a black picture, the projector as it was.
 
-The miniature: MINUTES on two cores of a Zen 4 EPYC. Not timed on a GPU. 8 B parameters take 18 GB with LoRA
+No whole run of the miniature was timed yet, nothing on a GPU. 8 B parameters take 18 GB with LoRA
 and --bits 16; --train full, as in the paper, takes 130 GB: fp32, Adam. A run that was stopped goes on. Read
 experiment() and METHOD; what stands under ENGINE is alike in every script.
 """
