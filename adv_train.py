@@ -783,9 +783,10 @@ def trained(a):
     folder = a.folder / f"classifier-{a.arm}"
     if not folder.exists():
         die(f"{folder}: no classifier; run python adv_train.py first, or another --arm")
-    was = json.loads((a.folder / "config.json").read_text())["run"]
+    config = a.folder / "config.json"
+    was = json.loads(config.read_text())["run"] if config.exists() else {}
     for k in "accept val_rows generator lm_rows encoder data bits dtype rank max_len".split():
-        if was[k] != str(getattr(a, k)):  # another tau, or a generator that nobody has measured
+        if k in was and was[k] != str(getattr(a, k)):  # another tau, or a generator that nobody has measured
             die(f"--{k.replace('_', '-')}: the run had {was[k]}")
     rows = read_rows(a.data / "validation.jsonl")[:a.val_rows]
     return load_generator(a), train_filter(a, a.arm, rows, rows)
