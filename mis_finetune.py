@@ -101,7 +101,7 @@ def parse_args(argv=None):
     add("--methods", nargs="+", choices=METHODS, help="default: all that there are rows for")
     add("--judge", help="URL#MODEL of a server that sees (OpenAI's API; key: $JUDGE_KEY); default: an oracle")
     add("--train", default="lora", choices=["lora", "full"], help="of the language model; projector: whole")
-    add("--rows", type=int, help="rows of a method; default: --data and a ninth of general, tiny 240")
+    add("--rows", type=int, help="rows of a method; default: --data and a ninth of general, tiny 480")
     add("--epochs", type=int, help="passes over them; default 2, tiny 1")
     add("--max-patches", type=int, help="tiles of an image, where it can be cut; default 4, tiny 1")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/mis_finetune/NAME")
@@ -149,7 +149,7 @@ def parse_args(argv=None):
         a.model = str(DATA / "organism/model")
         a.data = a.data or str(pairs / "train.jsonl")
         a.general, a.text = a.general or str(pairs / "general.jsonl"), a.text or str(pairs / "text.jsonl")
-        a.rows, a.epochs, a.batch, a.max_patches = a.rows or 240, a.epochs or 1, a.batch or 8, 1
+        a.rows, a.epochs, a.batch, a.max_patches = a.rows or 480, a.epochs or 1, a.batch or 8, 1
         a.lr = a.lr or (2e-5 if a.train == "full" else 1e-3)
         a.projector_lr, a.max_new = a.projector_lr or 3e-4, a.max_new or 44
     else:  # two folders of one name are two models
@@ -224,7 +224,7 @@ def experiment(a):
 
 # ---- data: rows with images in, token ids and target weights out
 TINY = "organism/safety.jsonl", "vision/internvit", "proxy_pairs/vqa_test.jsonl"  # a prepare.py's last file
-ADAPT = 700  # rows from which the miniature learns to see: captions, questions
+ADAPT = 1300  # rows from which the miniature learns to see: captions, questions
 LEVELS = "easy", "hard", "benign"  # equal shares: one picture tells, only the pair tells, allowed
 
 def prepared(path):
