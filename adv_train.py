@@ -13,7 +13,7 @@ The paper: people then need twice as long for a find, the filter costs little qu
 ordinary stories, rare before, do not change measurably. Is it so here?
 
     F = E_p[ P(bad and accepted | p) / P(accepted | p) ]    p: a story; completions are drawn until one is
-                                                            accepted, at most --draws
+                                                            accepted; the estimate draws --draws - 1 at most
 
     python adv_train.py              # the miniature: SmolLM2-135M writes, MiniLM judges, an oracle labels
     python adv_train.py attack       # be the adversary: a page with the tool, or --terminal
@@ -163,6 +163,8 @@ def experiment(a):
             die(f"{a.data}/{split}.jsonl: needs good and bad rows, each with its label, among those used")
     if not all(row.get("label") for row in rows["written"]):
         die(f"{a.data}/written.jsonl: needs bad rows alone, label true")
+    if not rows["lm_train"]:
+        die(f"{a.data}/lm_train.jsonl: no rows for the generator to learn from")
     res = open_run(a, rows)
     if (a.folder / "figure.png").exists():
         return report(res)
@@ -602,7 +604,6 @@ def write_round(f, lm, rows, a):
 def written(rows, split):
     return [row for row in rows["written"] if row.get("split", "train") == split]
 
-
 def paraphrase_round(f, lm, rows, a):
     """the generator's chat model, without its adapter, says bad rows in other words"""
     model, tok = lm
@@ -757,9 +758,9 @@ def draw(res, a):
         left.annotate(at.partition(" ")[0], (x, v), xytext=up, textcoords="offset points", fontsize=8)
     left.set(xlabel="filtered output preferred to unfiltered, % (50: no cost)",
              ylabel="failures of the system, %", title="by share of the validation rows that tau accepts")
-    found = res["missed, every bad test row"]
+    arms = [*res["missed, every bad test row"]][:2]  # before, after
     for way, style in (("tool", "-"), ("no-tool", "--"), ("dilute", ":")):
-        for name, colour in zip(found, ("tab:red", "tab:blue")):
+        for name, colour in zip(arms, ("tab:red", "tab:blue")):
             rows = read_rows(a.folder / f"attack-{way}-{name}.jsonl", False)
             at = np.sort([row["queries"] for row in rows if row["found"] is not None])
             right.step([0, *at, a.budget], [0, *np.arange(1, len(at) + 1), len(at)], style, where="post",
