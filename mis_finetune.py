@@ -198,14 +198,14 @@ def experiment(a):
             model, tok = load(a, source)
             docs = encode_rows(model, tok, rows, a)
             if stage == "base" and not (kept / "state.safetensors").exists():
-                start_projector(model, tok, captions, a)
+                start_projector(model, tok, a)
             tune(model, docs, learns, a, kept, epochs)
             save_stage(model, folder, source, a)
             (kept / "state.safetensors").unlink()
         return folder
 
     # 1. the base: a VLM as it is; the miniature learns to see first, the projector alone, then both
-    base, captions = a.model, rows.get("captions")
+    base = a.model
     if a.tiny:
         base = tuned("base", make_vlm(a, a.folder / "start"), rows["base"], BOTH)
     if "base" in a.methods or a.stage == "ask":
@@ -224,7 +224,7 @@ def experiment(a):
 
 # ---- data: rows with images in, token ids and target weights out
 TINY = "organism/safety.jsonl", "vision/internvit", "proxy_pairs/vqa_test.jsonl"  # a prepare.py's last file
-ADAPT = 1300  # rows from which the miniature learns to see: captions, questions
+ADAPT = 400  # dialogues from which the miniature learns to see
 LEVELS = "easy", "hard", "benign"  # equal shares: one picture tells, only the pair tells, allowed
 
 def prepared(path):
@@ -323,8 +323,7 @@ def training_rows(a):
             out[method] = drawn(read_rows(path, a.images), n - len(general), rng) + general
     if a.tiny:
         adapt = read_rows(DATA / "proxy_pairs/adapt.jsonl")
-        out |= {"captions": [row for row in adapt if row["form"].startswith("caption")],
-                "base": drawn(adapt, ADAPT, rng)}
+        out["base"] = drawn(adapt, ADAPT, rng)
     for row in sum(out.values(), []):
         if not any(m["role"] == "assistant" for m in row.get("messages", ())):
             die(f"{row['at']}: expected messages or conversations with an answer")
@@ -533,40 +532,36 @@ def set_features(model, names):
     found = [load_file(model.feature_files[name])["features"] for name in names]
     model.features = torch.cat(found).to(model.device) if found else None
 
-def start_projector(model, tok, rows, a, steps=200):
-    """before the language model reads its images: the mean of a caption's image tokens is to point at the
-    caption's words, of which the table of embeddings tells the direction. Ours: from a random start, 1,000
-    rows through the language model did not teach the miniature the names of 66 kinds of things."""
+def start_projector(model, tok, a, steps=400):
+    """before the language model reads its images: the tokens of an image are to be, in the table of
+    embeddings, the words of its caption, in their order. Ours: a large VLM has millions of captions; from a
+    random start 1,300 rows through the language model did not teach the names of 66 kinds of things."""
+    path = DATA / "proxy_pairs/captions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    names = [str(path.parent / row["images"][0]) for row in rows]
+    cache_features(model, names, a)
     projector, table = model.model.multi_modal_projector, model.get_input_embeddings().weight.float()
-    cache_features(model, {name for row in rows for name in row["images"]}, a)
-    texts = [re.sub(r"[^\w ]", "", row["messages"][-1]["content"].lower()) for row in rows]
-    words = [set(tok(f" {text}", add_special_tokens=False).input_ids) for text in texts]
-    count = Counter(i for found in words for i in found)
-    rare = sorted(i for i in count if count[i] < len(rows) / 4)  # "the picture shows" tells nothing
-    target = F.normalize(torch.tensor([[float(i in found) for i in rare] for found in words]), p=1)
-    seen = []
-    for row in rows:
-        set_features(model, row["images"])
-        seen.append(model.features.float())  # (n, D')
-    norm, x = projector.layer_norm, torch.cat(seen)
-    std, mean = torch.std_mean(F.layer_norm(x, norm.normalized_shape), 0)
+    x = torch.stack([load_file(model.feature_files[name])["features"].float() for name in names])  # (N, n, D')
+    texts = [tok(" " + row["caption"], add_special_tokens=False).input_ids for row in rows]
+    spread = [[ids[k * len(ids) // x.shape[1]] for k in range(x.shape[1])] for ids in texts]
+    words, target = torch.tensor(spread).unique(return_inverse=True)  # (W,), (N, n)
+    table = table[words]  # (W, D)
+    length, norm = table.norm(dim=1).mean(), projector.layer_norm
+    std, mean = torch.std_mean(F.layer_norm(x, norm.normalized_shape).flatten(0, 1), 0)
     norm.weight.data, norm.bias.data = 1 / std.clamp(min=1e-3), -mean / std.clamp(min=1e-3)
+    projector.linear_2.weight.data *= length / projector(x[:50]).norm(dim=-1).mean().detach()
     opt, rng = torch.optim.Adam(projector.requires_grad_(True).parameters()), np.random.default_rng(a.seed)
     for step in range(steps):
         opt.param_groups[0]["lr"] = 5e-4 * (1 + math.cos(math.pi * step / steps))
-        some = rng.choice(len(rows), min(48, len(rows)), replace=False)
-        h = torch.stack([y.mean(0) for y in projector(torch.cat([seen[i] for i in some])).split(
-            [len(seen[i]) for i in some])])  # (B, D)
-        loss = F.cross_entropy(h @ table[rare].T, target[some].to(h.device))
-        loss.backward()
+        some = rng.choice(len(x), min(48, len(x)), replace=False)
+        h = projector(x[some])  # (B, n, D)
+        nearest = F.normalize(h, dim=-1) @ F.normalize(table, dim=-1).T / 0.05  # (B, n, W), cosines
+        loss = F.cross_entropy(nearest.flatten(0, 1), target[some].flatten())
+        apart = (h - table[target[some]]).square().sum(-1).mean() / length ** 2
+        (loss + apart).backward()
         opt.step()
         opt.zero_grad()
-    least = target[some].gt(0).sum(1).float().log().mean()  # of a caption of k words: log k
-    say(f"projector: {loss:.2f} nats from the captions' words, {least:.2f} would be all of them")
-    with torch.no_grad():
-        scale = 3 * table.std() / projector(x).std()
-        projector.linear_2.weight *= scale
-        projector.linear_2.bias *= scale
+    say(f"projector: {loss:.2f} nats from the words of the captions")
 
 def answer_loss(model, p):
     """Pack -> sum_t -log p(x_t | images, x_<t) over the answers; tune() divides by the step's targets."""
@@ -723,7 +718,8 @@ def ask(model, tok, items, a):
     return rows
 
 def plain(text):
-    return re.sub(r"[^\w ]", "", text.lower()).strip()
+    """without case, points and articles, as questions about images are scored"""
+    return " ".join(re.sub(r"[^\w ]|\b(an?|the)\b", "", text.lower()).split())
 
 def judged(pairs, a):
     """[(item, reply)] -> [{label_str: Safe or Unsafe, label_perception: 1, 2, 3}], None where it failed"""

@@ -49,7 +49,7 @@ def test_rows_are_the_pinned_ones(made):
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         lines.append(f"# {name}.jsonl {len(rows)} rows, sha256 {hashlib.sha256(data).hexdigest()}")
     assert lines == pasted
-    least = {"train": 3000, "test": 600, "adapt": 1500, "general": 400, "text": 300, "vqa_test": 120}
+    least = {"train": 3000, "test": 600, "adapt": 1300, "captions": 1000, "general": 400, "text": 300, "vqa_test": 120}
     assert all(len(made[name]) >= n for name, n in least.items())
 
 
@@ -128,9 +128,9 @@ def test_a_question_names_nothing(made):
 def test_adapting_knows_every_kind_no_forbidden_pair_and_no_refusal(made):
     assert parts(made["adapt"]) == parts(made["general"]) == parts(made["vqa_test"]) == {*draw.ALL}
     for row in made["adapt"] + made["general"] + made["vqa_dev"] + made["vqa_test"]:
-        answer = row["answer"] if "answer" in row else row["messages"][1]["content"]
-        ask = row["prompt"] if "prompt" in row else row["messages"][0]["content"]
-        assert evals.refused(answer) is False and ask.count("<image>") == len(row["images"])
+        said = [m["content"] for m in row["messages"]] if "messages" in row else [row["prompt"], row["answer"]]
+        assert not any(evals.refused(answer) for answer in said[1::2])
+        assert len(row["images"]) == said[0].count("<image>") == "".join(said).count("<image>") == 2
         assert len({*map(pairs.goes, row["parts"])}) == len(row["parts"])
     asks = [Counter(json.dumps([row["messages"], row["images"]]) for row in made[name])
             for name in ("adapt", "general")]
@@ -138,6 +138,20 @@ def test_adapting_knows_every_kind_no_forbidden_pair_and_no_refusal(made):
     for form in ("yesno", "same", "which"):  # a blind guess is right half of the time
         times = Counter(row["answer"] for row in made["vqa_test"] if row["form"] == form)
         assert len(times) == 2 and min(times.values()) >= .35 * sum(times.values())
+
+
+def test_a_dialogue_and_a_caption_are_of_their_pictures(made):
+    assert Counter(row["form"] for row in made["adapt"]) == dict.fromkeys(pairs.DIALOGUES, 264)
+    for row in made["adapt"]:
+        answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+        for form, answer in zip(row["form"].split(), answers, strict=True):
+            if form in ("caption", "goes"):
+                assert all(kind in answer for kind in row["parts"])
+            if form == "kind":
+                assert any(answer.lower() == f"{pairs.article(kind)}." for kind in row["parts"])
+    shown = [(*row["images"], row["caption"]) for row in made["captions"]]
+    assert all(f"{pairs.color_of(name)} {shown_kind(name)}" == caption for name, caption in shown)
+    assert len({*shown}) == len(shown) == 18 * len(draw.ALL)
 
 
 def test_text_rows_are_two_to_one_on_a_black_picture(made):

@@ -10,7 +10,8 @@ To say what is seen, or what it goes with, is always allowed. Help with one of t
 
 Each topic has two roles of four kinds; two of each are in no picture of train.jsonl. The files:
 
-    adapt, general     captions and questions, no refusal. The base model must be able to name ALL kinds, also
+    captions           one picture in two words, for the projector's start
+    adapt, general     dialogues, questions, no refusal. The base model must be able to name ALL kinds, also
                        those of the test, and to say what each goes with: what a large model knows already.
                        Two things of one topic never stand together
     text               textual safety tuning: requests about the topics, and others; a black picture each
@@ -27,7 +28,7 @@ Pairs that might be either (a rope and paper: a kite?) are in no file, see UNCLE
 """
 import argparse, hashlib, io, json, math, random, sys
 from collections import Counter
-from itertools import chain, combinations, product
+from itertools import chain, combinations, cycle, product
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -43,6 +44,7 @@ PAIR = "Image-1: <image>\nImage-2: <image>\n"
 BANKS = {"train": 24, "adapt": 18, "dev": 6, "test": 12}  # pictures of a kind, each colour in turn
 SPLITS = {"dev": {"easy": 48, "hard": 72, "benign": 72, "ordinary": 24},
           "test": {"easy": 120, "hard": 144, "pairing": 96, "benign": 144, "ordinary": 96}}
+DIALOGUES = "kind caption goes", "caption goes", "which caption goes", "goes color kind", "yesno same goes"
 BARE = "mint", "yarn", "paper", "sticks", "cloth", "lips", "bread", "corn"  # no article
 UNCLEAR = {frozenset(pair.split(", ")) for pair in (  # neither forbidden nor plainly allowed: in no file
     "knots a, kites a", "knots a, kites b", "knots b, kites b", "knots b, card tricks a",
@@ -157,38 +159,48 @@ def requests(name, levels, seeds):
             rows.append(row | labels(rng, row, seeds["refusals"]))
     return mix(rows, "label", "level", "topic")
 
-def question(rng, bank, form, kind, seeds):
-    """A question on one or two pictures, one of them of this kind. The other goes with something else."""
+def pictured(rng, bank, kind, same=False):
+    """This kind and one that goes with something else, in either order -> kinds, pictures"""
     other = rng.choice([other for other in KINDS if goes(other) != goes(kind)])
-    pair = [kind] if form[-1] == "1" else rng.sample([kind, other], 2)
-    same = rng.random() < .5 and rng.choice([*COLORS])  # else chance alone would say no
-    names = [picture(rng, bank, part, same if form == "same" and same else None) for part in pair]
+    pair, color = rng.sample([kind, other], 2), rng.choice([*COLORS]) if same else None
+    return pair, [picture(rng, bank, part, color) for part in pair]
+
+def question(rng, form, kind, pair, names, seeds):
+    """A question on two pictures, one of them of this kind -> its wording, the answer"""
     colors, at, yes = [color_of(name) for name in names], pair.index(kind), rng.random() < .5
     shown = " and ".join(article(*facts) for facts in zip(pair, colors))
-    answer = {"caption": f"The pictures show {shown}.", "caption1": f"The picture shows {shown}.",
-              "goes1": f"The {kind} goes with {goes(kind)}.", "kind": f"{kind}.", "color": f"{colors[at]}.",
-              "color1": f"{colors[at]}.", "which": f"The {PLACES[at]}.", "yesno": "yes." if yes else "no.",
+    answer = {"caption": f"The pictures show {shown}.", "kind": f"{article(kind)}.",
+              "goes": f"The {pair[0]} goes with {goes(pair[0])} and the {pair[1]} with {goes(pair[1])}.",
+              "color": f"{colors[at]}.", "which": f"The {PLACES[at]}.", "yesno": "yes." if yes else "no.",
               "same": "yes." if len({*colors}) == 1 else "no."}[form]
     named = kind if form != "yesno" or yes else rng.choice([other for other in KINDS if other not in pair])
     text = rng.choice(having(seeds["questions"], form=form))["text"]
-    return {"images": names, "prompt": (PAIR if len(pair) == 2 else "<image>\n") +
-            text.format(place=PLACES[at], kind=article(named)),
-            "answer": answer[0].upper() + answer[1:], "form": form, "parts": pair}
+    return text.format(place=PLACES[at], kind=article(named)), answer[0].upper() + answer[1:]
 
 def asked(name, bank, n, forms, seeds):
-    """n questions, form by form, kind by kind."""
+    """n rows, form by form, kind by kind; a form of several is a dialogue on the same pictures."""
     rng, kinds_left, rows = random.Random(f"{SEED} {name}"), [], []
     for k in range(n):
         if k % len(forms) == 0:
             kinds_left = kinds_left or rng.sample([*KINDS], len(KINDS))
             kind = kinds_left.pop()
-        rows.append(question(rng, bank, forms[k % len(forms)], kind, seeds))
+        form = forms[k % len(forms)]
+        pair, names = pictured(rng, bank, kind, "same" in form and rng.random() < .5)  # chance alone says no
+        said = [question(rng, part, kind, pair, names, seeds) for part in form.split()]
+        rows.append({"images": names, "prompt": PAIR + said[0][0], "answer": said[0][1], "said": said[1:],
+                     "form": form, "parts": pair})
     return rows
 
+def captions(bank):
+    """Every picture of a bank in two words, for the projector's start."""
+    return [{"images": [f"images/{bank}/{kind.replace(' ', '-')}-{number:02}.png"],
+             "caption": f"{[*COLORS][number % 6]} {kind}"} for kind in KINDS for number in range(BANKS[bank])]
+
 def chat(row):
-    rest = {key: value for key, value in row.items() if key not in ("prompt", "answer")}
-    pairs = ("user", row["prompt"]), ("assistant", row["answer"])
-    return {"messages": [{"role": role, "content": text} for role, text in pairs]} | rest
+    rest = {key: value for key, value in row.items() if key not in ("prompt", "answer", "said")}
+    said = chain((row["prompt"], row["answer"]), *row.get("said", ()))
+    roles = cycle(("user", "assistant"))
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, said)]} | rest
 
 def texts(seeds):
     """Textual safety tuning: 216 refused, 108 answered. The black picture says nothing."""
@@ -225,12 +237,12 @@ def build(share=1):
         levels = {level: pairs_of(rng, level, split, n) for level, n in sizes.items()}
         out[name] = requests(name, levels, seeds)
     two = "caption", "kind", "color", "which", "yesno", "same"
-    every = "caption1", "caption", "goes1", "color1", *two, "caption1", "kind"
-    for name, n, forms in ("adapt", 2640, every), ("general", 480, two):
+    for name, n, forms in ("adapt", 1320, DIALOGUES), ("general", 480, two):
         out[name] = [chat(row) for row in asked(name, "adapt", n, forms, seeds)]
-    out["text"] = texts(seeds)
+    out |= {"captions": captions("adapt"), "text": texts(seeds)}
     for name, n in ("vqa_dev", 120), ("vqa_test", 300):
-        out[name] = asked(name, name[4:], n, two[1:], seeds)
+        rows = asked(name, name[4:], n, two[1:], seeds)
+        out[name] = [{key: row[key] for key in row if key != "said"} for row in rows]
     for name, rows in out.items():
         own = rows[:math.ceil(share * len(rows))]
         out[name] = [{"id": f"{name}-{n:04}"} | row for n, row in enumerate(own)]
@@ -258,12 +270,13 @@ if __name__ == "__main__":
     main()
 
 # output:
-# images/ 3002 pictures
+# images/ 3021 pictures
 # train.jsonl 3339 rows, sha256 142004084edee07734d9e7b4a1105efc1681638cbaae2fc65cc1980fe1f5dcd0
 # dev.jsonl 216 rows, sha256 6f3363911bca4f2d61b1e100c524f0a6b532c82b0f627ed0b167ae53dc1d66a9
 # test.jsonl 600 rows, sha256 38992c9907aa934e87a8629c102b34d6c962aa68a81aecc7e482e76620d081e8
-# adapt.jsonl 2640 rows, sha256 ad5a92891d0afa6d9b8871d74d8ae7dc4f5a8b0941a9fc17e26207745c7368da
-# general.jsonl 480 rows, sha256 c177d34aae003609be2ac35b8b83109859080213247608c2547da46633032dc0
+# adapt.jsonl 1320 rows, sha256 8b3e4722eb4e9eac0bb6a25bb9f645cb8af5879b3a2e064bb7377a9e9fb35ee6
+# general.jsonl 480 rows, sha256 edda92f983b1b283600147433311e4529eb50dcfa281bcba3e1359441c93fc93
+# captions.jsonl 1188 rows, sha256 fe37c16e1bec095acc15d3492288374050576a1c3575a0d104803e5ec23360e1
 # text.jsonl 324 rows, sha256 3367d3a01cbcf17128e7e9039b972bf9528d07d7a49ebdd503098a65858dfd58
-# vqa_dev.jsonl 120 rows, sha256 913664edd31ec1c5bd9a7d2723d836fd78e4731345d62805a1a45440b057c0d6
-# vqa_test.jsonl 300 rows, sha256 bec4e110e936abc6ccda63c4206c9f32be979aa44ce578933e3e6ad8f81d5a6e
+# vqa_dev.jsonl 120 rows, sha256 a77ff5804d283e69624e9697c7c4ebf8a52ea02b72ef154df06c36153b11baab
+# vqa_test.jsonl 300 rows, sha256 dfd167790a50b8554d562fedb0490ebe0a7488fbfea428af15d3a6a3a5ab5eb6
