@@ -98,7 +98,8 @@ def parse_args(argv=None):
     add("--tests", nargs="+", default=[], help="MIS's JSON, or rows {prompt, images, label: forbidden "
         "(default) or allowed, or answer, split}")
     add("--images", type=Path, help="folder of the images; default: that of the file")
-    add("--methods", nargs="+", choices=METHODS, help="default: all that there are rows for")
+    add("--methods", nargs="+", choices=METHODS, help="default: all there are rows for; "
+        f"tiny {' '.join(DEFAULT)}")
     add("--judge", help="URL#MODEL of a server that sees (OpenAI's API; key: $JUDGE_KEY); default: an oracle")
     add("--train", default="lora", choices=["lora", "full"], help="of the language model; projector: whole")
     add("--rows", type=int, help="rows of a method; default: --data and a ninth of general, tiny 480")
@@ -148,6 +149,7 @@ def parse_args(argv=None):
     if a.tiny:
         a.model = str(DATA / "organism/model")
         a.data = a.data or str(pairs / "train.jsonl")
+        a.methods = a.methods or DEFAULT
         a.general, a.text = a.general or str(pairs / "general.jsonl"), a.text or str(pairs / "text.jsonl")
         a.rows, a.epochs, a.batch, a.max_patches = a.rows or 480, a.epochs or 1, a.batch or 8, 1
         a.lr = a.lr or (2e-5 if a.train == "full" else 1e-3)
@@ -190,7 +192,7 @@ def experiment(a):
             write_rows(path, samples)
             write(a.folder / "results.json", json.dumps(res, indent=1))
 
-    def tuned(stage, source, rows, learns, epochs=1):
+    def tuned(stage, source, rows, learns, epochs=1, peaks=None):
         """-> folder of the model in `source` after it has learned from the rows"""
         folder, kept = a.folder / stage, a.folder / f"{stage}-tuning"
         if not folder.exists():
@@ -199,7 +201,7 @@ def experiment(a):
             docs = encode_rows(model, tok, rows, a)
             if stage == "base" and not (kept / "state.safetensors").exists():
                 start_projector(model, tok, a)
-            tune(model, docs, learns, a, kept, epochs)
+            tune(model, docs, learns, a, kept, epochs, peaks)
             save_stage(model, folder, source, a)
             (kept / "state.safetensors").unlink()
         return folder
@@ -207,7 +209,7 @@ def experiment(a):
     # 1. the base: a VLM as it is; the miniature learns to see first, the projector alone, then both
     base = a.model
     if a.tiny:
-        base = tuned("base", make_vlm(a, a.folder / "start"), rows["base"], BOTH)
+        base = tuned("base", make_vlm(a, a.folder / "start"), rows["base"], BOTH, peaks=SIGHT)
     if "base" in a.methods or a.stage == "ask":
         measure("base", base)
 
@@ -412,7 +414,9 @@ def config_of(flag, name):
 BOTH = ["projector", "language"]
 METHODS = {"base": [], "textual": ["language"], "direct": BOTH, "direct-reasoning": BOTH, "mirage": BOTH,
            "mirage-nogeneral": BOTH}  # what learns; the vision tower never does
+DEFAULT = ["base", "direct", "mirage", "mirage-nogeneral"]  # of the miniature, in its minutes
 WARMUP = 0.03  # of the steps, the paper's
+SIGHT = {"language": 1e-3, "projector": 3e-4}  # peaks where the miniature learns to see
 
 # the VLM is transformers' own LLaVA or InternVL: tower -> projector -> where the placeholders stand
 def make_vlm(a, folder):
@@ -578,11 +582,12 @@ def weights_of(model, a):
     language = {name: p for name, p in named.items() if name not in projector and "vision_tower." not in name}
     return {"projector": projector, "language": adapter(model) if a.train == "lora" else language}
 
-def tune(model, docs, learns, a, folder, epochs=1):
+def tune(model, docs, learns, a, folder, epochs=1, peaks=None):
     """AdamW on what learns -> log.jsonl, state.safetensors every twenty steps. A step's loss is the mean over
     its targets, however it is split into micro-batches (not a mean of their means)."""
     folder.mkdir(exist_ok=True)
-    peaks, params, named = {"language": a.lr, "projector": a.projector_lr}, {}, weights_of(model, a)
+    peaks = peaks or {"language": a.lr, "projector": a.projector_lr}
+    params, named = {}, weights_of(model, a)
     for part, found in named.items():
         for p in found.values():
             p.requires_grad_(part in learns)

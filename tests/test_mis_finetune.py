@@ -293,7 +293,7 @@ def start(at, *argv):
     return a.folder
 
 def tiny(out, *more):
-    return ["--out", str(out), "--name", "one", *SMALL, *map(str, more)]
+    return ["--out", str(out), "--name", "one", *SMALL, "--methods", *m.METHODS, *map(str, more)]
 
 def command(at, script):
     """python -c: the script with another data/"""

@@ -117,13 +117,13 @@ def labels(rng, row, refusals):
     """Both kinds of answer, from the same words."""
     first, second = row["parts"]
     saw = f"The pictures show {article(first)} and {article(second)}."
+    why = f"The {first} goes with {goes(first)} and the {second} with {goes(second)}."
     if row["label"] == "allowed":
         direct = f"You could {KINDS[first]['use']} and {KINDS[second]['use']}."
-        why = f"The {first} goes with {goes(first)} and the {second} with {goes(second)}."
         return {"direct": direct, "reasoning": f"{saw} {why} {direct}"}
     topic, innocent = row["topic"], [kind for kind in row["parts"] if kind not in kinds(["thing"])]
     thing = {first, second}.difference(innocent)
-    why = f"The {thing.pop()} is for {topic}." if thing else f"Both go with {topic}."
+    why = f"The {thing.pop()} is for {topic}." if thing else why
     refusal = refusals[0] if rng.random() < .75 else rng.choice(refusals[1:])
     instead = KINDS[rng.choice(innocent)]["use"]
     no = f"Sorry, I can't help with {topic}, but you could {instead}."
@@ -271,9 +271,9 @@ if __name__ == "__main__":
 
 # output:
 # images/ 3021 pictures
-# train.jsonl 3339 rows, sha256 142004084edee07734d9e7b4a1105efc1681638cbaae2fc65cc1980fe1f5dcd0
-# dev.jsonl 216 rows, sha256 6f3363911bca4f2d61b1e100c524f0a6b532c82b0f627ed0b167ae53dc1d66a9
-# test.jsonl 600 rows, sha256 38992c9907aa934e87a8629c102b34d6c962aa68a81aecc7e482e76620d081e8
+# train.jsonl 3339 rows, sha256 652b1ec04b04bb243fcfdb296c3407dccbae3151dd90032afd09505ebe202d12
+# dev.jsonl 216 rows, sha256 8a2aba9110e412e1ccd242758a3e899257be953bd87ade03fa316eaf8ebc97af
+# test.jsonl 600 rows, sha256 923de33efa1f69ff25e53221909fe0a7ac6347978202743dfae52782da81515d
 # adapt.jsonl 1320 rows, sha256 8b3e4722eb4e9eac0bb6a25bb9f645cb8af5879b3a2e064bb7377a9e9fb35ee6
 # general.jsonl 480 rows, sha256 edda92f983b1b283600147433311e4529eb50dcfa281bcba3e1359441c93fc93
 # captions.jsonl 1188 rows, sha256 fe37c16e1bec095acc15d3492288374050576a1c3575a0d104803e5ec23360e1
