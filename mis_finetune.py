@@ -102,7 +102,7 @@ def parse_args(argv=None):
         f"tiny {' '.join(DEFAULT)}")
     add("--judge", help="URL#MODEL of a server that sees (OpenAI's API; key: $JUDGE_KEY); default: an oracle")
     add("--train", default="lora", choices=["lora", "full"], help="of the language model; projector: whole")
-    add("--rows", type=int, help="rows of a method; default: --data and a ninth of general, tiny 480")
+    add("--rows", type=int, help="rows of a method; default: --data and a ninth of general, tiny 288")
     add("--epochs", type=int, help="passes over them; default 2, tiny 1")
     add("--max-patches", type=int, help="tiles of an image, where it can be cut; default 4, tiny 1")
     add("--out", type=Path, default=ROOT / "out", help="a run is written to OUT/mis_finetune/NAME")
@@ -114,10 +114,10 @@ def parse_args(argv=None):
     add("--rank", type=int, default=32, help="r of LoRA, alpha is 2 r")
     add("--batch", type=int, help="rows of a step; default 128, InternVL's, tiny 8")
     add("--max-len", type=int, default=8192, help="longer rows are left out and counted, tokens")
-    add("--lr", type=float, help="peak, language; default 2e-4, full 5e-6 (the paper's), tiny 1e-3")
-    add("--projector-lr", type=float, help="peak, projector; default that of full; tiny 3e-4")
+    add("--lr", type=float, help="peak, language; default 2e-4, full 5e-6 (the paper's), tiny 7e-4")
+    add("--projector-lr", type=float, help="peak, projector; default that of full; tiny 3e-5")
     add("--seed", type=int, default=0, help="which rows, their order, start of A and of the projector")
-    add("--max-new", type=int, help="tokens of an answer; default 1024, tiny 44")
+    add("--max-new", type=int, help="tokens of an answer; default 1024, tiny 56")
     add("--limit", type=int, help="items of a split; default: all, tiny 40")
     add("--keep-text", action="store_true", help="store answers to your prompts, not only verdicts")
     for word in sys.argv[1:] if argv is None else argv:  # else "--lrate 3" is an error about the stage "3"
@@ -145,15 +145,15 @@ def parse_args(argv=None):
     pairs = DATA / "proxy_pairs"
     if a.proxy:
         a.tests = [str(pairs / "test.jsonl"), str(pairs / "vqa_test.jsonl")]
-        a.max_new, a.limit = a.max_new or 44, a.limit or 40
+        a.max_new, a.limit = a.max_new or 56, a.limit or 40
     if a.tiny:
         a.model = str(DATA / "organism/model")
         a.data = a.data or str(pairs / "train.jsonl")
         a.methods = a.methods or DEFAULT
         a.general, a.text = a.general or str(pairs / "general.jsonl"), a.text or str(pairs / "text.jsonl")
-        a.rows, a.epochs, a.batch, a.max_patches = a.rows or 480, a.epochs or 1, a.batch or 8, 1
-        a.lr = a.lr or (2e-5 if a.train == "full" else 1e-3)
-        a.projector_lr, a.max_new = a.projector_lr or 3e-4, a.max_new or 44
+        a.rows, a.epochs, a.batch, a.max_patches = a.rows or 288, a.epochs or 1, a.batch or 8, 1
+        a.lr = a.lr or (2e-5 if a.train == "full" else 7e-4)
+        a.projector_lr, a.max_new = a.projector_lr or 3e-5, a.max_new or 56
     else:  # two folders of one name are two models
         a.model = str(Path(a.model).resolve()) if Path(a.model).is_dir() else a.model
         tag = Path(a.model).name + "-" + hashlib.sha256(a.model.encode()).hexdigest()[:4]
@@ -226,7 +226,7 @@ def experiment(a):
 
 # ---- data: rows with images in, token ids and target weights out
 TINY = "organism/safety.jsonl", "vision/internvit", "proxy_pairs/vqa_test.jsonl"  # a prepare.py's last file
-ADAPT = 400  # dialogues from which the miniature learns to see
+ADAPT = 320  # dialogues from which the miniature learns to see
 LEVELS = "easy", "hard", "benign"  # equal shares: one picture tells, only the pair tells, allowed
 
 def prepared(path):
