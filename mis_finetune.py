@@ -6,9 +6,10 @@
 Rethinking Bottlenecks in Safety Fine-Tuning of Vision Language Models
 Ding, Li, Cao, Shao, https://arxiv.org/abs/2501.18533 (MIS: the data; MIRage: tuning on it)
 
-A leaf is innocent, so is a kettle, and a neutral question about the two makes tea, which is forbidden here.
-Safety tuning on texts does not look at pictures; on short refusals it learns to refuse whatever it sees. Do
-labels that say what both pictures show, what the pair means, and only then decline or answer, do better?
+A picture of a leaf is innocent, so is one of a kettle; the two and a neutral question ask for tea, which is
+forbidden here. Safety tuning on texts does not look at pictures; tuning on bare refusals learns to refuse
+whatever it sees. The claim: labels that say what both pictures show, what the pair means, and only then
+decline or answer, cut unsafe answers to such pairs, refuse less that is allowed, and keep other abilities.
 
     python mis_finetune.py                 # the miniature: SmolLM2-135M learns to see drawn pairs
     python mis_finetune.py --model OpenGVLab/InternVL3-8B-hf --data mis_train.json --general m4.json \
@@ -16,10 +17,10 @@ labels that say what both pictures show, what the pair means, and only then decl
         --judge https://api.openai.com/v1#gpt-4o
     python mis_finetune.py ask --model DIR # its rates as it is; --tests FILES for others than the miniature's
 
-The methods see the same number of rows, in steps of the same size, and differ from mirage in one thing each:
-direct in the labels (a bare refusal, an answer without reasons), direct-reasoning in the pairs (as VLGuard,
-one picture that tells; never a pair of innocent ones), mirage-nogeneral in the 11 % of general rows that it
-lacks, textual in that it never sees: texts beside a black picture, the projector as it was.
+All methods see the same number of rows, in steps of the same size. Beside mirage, direct has other labels (a
+bare refusal, an answer without reasons), direct-reasoning other pairs (as VLGuard: one picture tells; never
+two innocent ones), mirage-nogeneral lacks the 11 % of general rows; textual sees texts beside a black picture
+and leaves the projector as it was. direct-reasoning and textual are not in the miniature's default.
 
 No whole run of the miniature was timed yet, nothing on a GPU. 8 B parameters take 18 GB with LoRA
 and --bits 16; --train full, as in the paper, takes 130 GB: fp32, Adam. A run that was stopped goes on. Read
@@ -117,8 +118,8 @@ def parse_args(argv=None):
     add("--lr", type=float, help="peak, language; default 2e-4, full 5e-6 (the paper's), tiny 7e-4")
     add("--projector-lr", type=float, help="peak, projector; default that of full; tiny 3e-5")
     add("--seed", type=int, default=0, help="which rows, their order, start of A and of the projector")
-    add("--max-new", type=int, help="tokens of an answer; default 1024, tiny 56")
-    add("--limit", type=int, help="items of a split; default: all, tiny 40")
+    add("--max-new", type=int, help="tokens of an answer; default 1024, of the miniature's tests 56")
+    add("--limit", type=int, help="items of a split; default: all, of the miniature's tests 40")
     add("--keep-text", action="store_true", help="store answers to your prompts, not only verdicts")
     for word in sys.argv[1:] if argv is None else argv:  # else "--lrate 3" is an error about the stage "3"
         if word.startswith("--") and word.partition("=")[0] not in p._option_string_actions:
@@ -151,7 +152,8 @@ def parse_args(argv=None):
         a.data = a.data or str(pairs / "train.jsonl")
         a.methods = a.methods or DEFAULT
         a.general, a.text = a.general or str(pairs / "general.jsonl"), a.text or str(pairs / "text.jsonl")
-        a.rows, a.epochs, a.batch, a.max_patches = a.rows or 288, a.epochs or 1, a.batch or 8, 1
+        a.rows, a.epochs, a.batch = a.rows or 288, a.epochs or 1, a.batch or 8
+        a.max_patches = a.max_patches or 1
         a.lr = a.lr or (2e-5 if a.train == "full" else 7e-4)
         a.projector_lr, a.max_new = a.projector_lr or 3e-5, a.max_new or 56
     else:  # two folders of one name are two models
@@ -192,13 +194,13 @@ def experiment(a):
             write_rows(path, samples)
             write(a.folder / "results.json", json.dumps(res, indent=1))
 
-    def tuned(stage, source, rows, learns, epochs=1, peaks=None):
-        """-> folder of the model in `source` after it has learned from the rows"""
+    def tuned(stage, source, chats, learns, epochs=1, peaks=None):
+        """-> folder of the model in `source` after it has learned from the chats"""
         folder, kept = a.folder / stage, a.folder / f"{stage}-tuning"
         if not folder.exists():
             say(f"training: {stage}")
             model, tok = load(a, source)
-            docs = encode_rows(model, tok, rows, a)
+            docs = encode_rows(model, tok, chats, a)
             if stage == "base" and not (kept / "state.safetensors").exists():
                 start_projector(model, tok, a)
             tune(model, docs, learns, a, kept, epochs, peaks)
@@ -206,10 +208,12 @@ def experiment(a):
             (kept / "state.safetensors").unlink()
         return folder
 
-    # 1. the base: a VLM as it is; the miniature learns to see first, the projector alone, then both
+    # 1. the base: a VLM as it is. The miniature must learn to see: its projector from captions
+    # (start_projector), then both from dialogues
     base = a.model
     if a.tiny:
-        base = tuned("base", make_vlm(a, a.folder / "start"), rows["base"], BOTH, peaks=SIGHT)
+        base = tuned("base", make_vlm(a, a.folder / "start"), rows["base"], BOTH,
+                     peaks=SIGHT if a.train == "lora" else None)
     if "base" in a.methods or a.stage == "ask":
         measure("base", base)
 
@@ -239,6 +243,7 @@ def read_rows(path, images=None):
     """JSONL or a JSON array, the repository's, LLaVA's or MIS's fields -> [dict] with at, "file:line", images
     (paths, or "black") and prompt or messages, in which <image> stands for each of them"""
     rows, at = [], path
+    images = None if Path(path).parent == DATA / "proxy_pairs" else images
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         if text.lstrip().startswith("["):
@@ -293,7 +298,7 @@ def load_tests(a):
     for split, rows in out.items():  # the same items for every seed, from all over a file
         out[split] = [rows[j] for j in np.random.default_rng(0).permutation(len(rows))[:a.limit]]
     items = sum(out.values(), [])
-    if not any(r["label"] == "allowed" for r in items if "answer" not in r):
+    if {r["label"] for r in items if "answer" not in r} == {"forbidden"}:
         say("warning: no allowed prompt among --tests: who refuses everything has the best rates there")
     if any(re.search("mm-?safety|advbench", str(path).lower()) for path in a.tests):
         say("warning: MIS's training rows descend from MM-SafetyBench and AdvBench: those are not held out")
@@ -304,16 +309,16 @@ def training_rows(a):
     rng, data = np.random.default_rng(a.seed), read_rows(a.data, a.images)
     general = read_rows(a.general, a.images) if a.general else []
     n = a.rows or len(data) + math.ceil(len(data) / 8) * bool(general)
-    general = drawn(general, round(n / 9), rng) if general else []  # the paper's 11.1 %
+    general = drawn(general, max(1, round(n / 9)), rng) if general else []  # the paper's 11.1 %
     pairs, more = shares(data, n - len(general), rng), shares(data, len(general), rng)
     out = {"mirage": labelled(pairs, "reasoning") + general}
     if general:
         out["mirage-nogeneral"] = labelled(pairs + more, "reasoning")
-    if all("direct" in row for row in data):
+    if all("direct" in row and "messages" not in row for row in data):
         out["direct"] = labelled(pairs, "direct") + general
     easy = [row for row in data if row.get("level") == "easy"]
     if easy:  # in place of the hard pairs
-        single = [row for row in pairs if row["level"] != "hard"]
+        single = [row for row in pairs if row.get("level") != "hard"]
         single += drawn(easy, len(pairs) - len(single), rng)
         out["direct-reasoning"] = labelled(single, "reasoning") + general
     for method in ("direct", "direct-reasoning", "text"):
@@ -372,6 +377,9 @@ def render(tok, messages, sizes, ask=False):
 def encode(model, tok, row, messages, ask=False):
     """-> Doc; targets are the assistant's turns with their end, found by character offsets."""
     sizes, spans = [model.sizes[name] for name in row["images"]], []
+    said = "".join(m["content"] for m in messages)
+    if said.count("<image>") != len(sizes) or tok.picture in said.replace("<image>", ""):
+        die(f"{row['at']}: {len(sizes)} images, and the text and its answer hold other placeholders")
     text = render(tok, messages, sizes, ask)
     for i, m in enumerate(messages):
         if m["role"] == "assistant":
@@ -381,8 +389,6 @@ def encode(model, tok, row, messages, ask=False):
                 die(f"{row['at']}: the chat template rewrites earlier turns: give one answer a row")
             spans.append((len(head), len(whole)))
     encoded = tok(text, add_special_tokens=False, return_offsets_mapping=True)
-    if encoded.input_ids.count(model.config.image_token_id) != sum(sizes):
-        die(f"{row['at']}: the text holds {tok.picture}, which stands for an image")
     weights = [float(any(b <= start < e for b, e in spans)) for start, _ in encoded.offset_mapping]
     return Doc(encoded.input_ids, weights, row["at"])
 
@@ -475,7 +481,7 @@ def open_image(name):
         return Image.new("RGB", (448, 448), "black")
     image = ImageOps.exif_transpose(Image.open(name))
     if max(image.size) > 100 * min(image.size):
-        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
+        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: one side over 100 times the other")
     image = image.convert("RGBA") if "transparency" in image.info or image.mode == "LA" else image
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -545,10 +551,11 @@ def start_projector(model, tok, a, steps=400):
     names = [str(path.parent / row["images"][0]) for row in rows]
     cache_features(model, names, a)
     projector, table = model.model.multi_modal_projector, model.get_input_embeddings().weight.float()
-    x = torch.stack([load_file(model.feature_files[name])["features"].float() for name in names])  # (N, n, D')
+    x = [load_file(model.feature_files[name])["features"].float() for name in names]
+    x = torch.stack(x).to(model.device)  # (N, n, D')
     texts = [tok(" " + row["caption"], add_special_tokens=False).input_ids for row in rows]
     spread = [[ids[k * len(ids) // x.shape[1]] for k in range(x.shape[1])] for ids in texts]
-    words, target = torch.tensor(spread).unique(return_inverse=True)  # (W,), (N, n)
+    words, target = torch.tensor(spread, device=x.device).unique(return_inverse=True)  # (W,), (N, n)
     table = table[words]  # (W, D)
     length, norm = table.norm(dim=1).mean(), projector.layer_norm
     std, mean = torch.std_mean(F.layer_norm(x, norm.normalized_shape).flatten(0, 1), 0)
@@ -836,7 +843,7 @@ def open_run(a, items):
     write(config, json.dumps({"run": was | run, "device": device} | versions, indent=1))
     return json.loads(results.read_text()) if results.exists() else {}
 
-def first(metrics, kind, like):
+def metric_like(metrics, kind, like):
     """the metric of that kind: of the split that is named so, else of the first"""
     found = [m for m in metrics if m.endswith(f"/{kind}")]
     return next((m for m in found if like in m), found[0] if found else None)
@@ -846,7 +853,7 @@ def draw(res, path):
     import matplotlib.figure  # and no pyplot: nothing to show, nothing to close
 
     found = [metric for m in METHODS if m in res for metric in res[m]]
-    x, y = first(found, "over-refusal", "benign"), first(found, "ASR", "hard")
+    x, y = metric_like(found, "over-refusal", "benign"), metric_like(found, "ASR", "hard")
     stages = [m for m in METHODS if {x, y} <= res.get(m, {}).keys()]
     if not stages:
         return say("no figure: it needs answers to forbidden and to allowed prompts")
@@ -862,13 +869,14 @@ def draw(res, path):
     write(path, partial(fig.savefig, format="png", dpi=130))
 
 def report(res, a):
-    """a line a split: its rates share one denominator, the items that were scored"""
+    """a line a split: n are the items that were scored"""
     for stage in (m for m in METHODS if m in res):
         splits = {}
         for metric, found in res[stage].items():
             splits.setdefault(metric.rpartition("/")[0], []).append((metric.rpartition("/")[2], found))
         for split, rates in splits.items():
-            n, lost = rates[0][1]["n"], rates[0][1]["n_unscored"]
+            n = " and ".join(str(n) for n in dict.fromkeys(found["n"] for _, found in rates))
+            lost = max(found["n_unscored"] for _, found in rates)
             shown = "  ".join(f"{kind} {evals.show(found)}" for kind, found in rates)
             say(f"{stage:18}{split:12}n {n}{f' ({lost} unscored)' * bool(lost)}  {shown}")
     for pair, tests in res["paired"].items():
