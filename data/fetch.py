@@ -354,7 +354,7 @@ def items(rows, suite, kind, domain, about, paper, size, **more):
     judges = {"judges": {"refusal": REFUSAL_JUDGE}} if kind == "refusal" else {"judges": {}}
     header = {"suite": suite, "kind": kind, "domain": domain, "about": about, "paper": paper,
               "harmful": False, "max_new": 256, "temperature": 0, "stop": [],
-              "by": ["category"] if any("category" in row for row in rows) else [],
+              "by": ["category"] if len({str(row.get("category")) for row in rows}) > 1 else [],
               "shots": {}, **judges, "published": {}, "size": size} | more
     if domain not in DOMAINS:
         die(f"{suite}: domain: expected one of {', '.join(DOMAINS)}")
@@ -363,14 +363,14 @@ def items(rows, suite, kind, domain, about, paper, size, **more):
             die(f"{suite}: judge {name}: expected {{{{ANSWER}}}}, and labels, a scale or fields")
     out, seen = [], Counter()
     for row in rows:
-        item = row | {"category": row.get("category", "all")}
+        item = {"category": "all"} | {key: value for key, value in row.items() if value is not None}
         if wrong := fault(item, header):
             die(f"{suite}: item {item.get('id')}: {wrong}")
         seen[item["id"]] += 1  # AIR-Bench holds one record twice and counts it twice
         if seen[item["id"]] > 1:
             item["id"] += f"-{seen[item['id']]}"
         out.append(item)
-    unknown = [key for key in header["by"] if not any(key in item for item in out)]
+    unknown = [key for key in header["by"] if not any(item.get(key) for item in out)]
     if unknown or not out:
         die(f"{suite}: by: no item has {' or '.join(unknown) or 'anything'}")
     return [header, *out]
@@ -403,6 +403,19 @@ def fault(item, header):
     if "shots" in item and item["shots"] not in header["shots"]:
         return "shots: expected one of the header"
     return None
+
+
+def maths(row, key, where):
+    """A gold answer as holistic.py reads it: one that cannot be read would make every answer wrong."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    import evals
+    try:
+        evals.math_gold(field(row, key, where))
+    except ImportError:
+        die(f"{where}: {key}: is read by math-verify: pip install math-verify, or uv run {sys.argv[0]}")
+    except ValueError:
+        die(f"{where}: {key}: expected mathematics that math-verify reads")
+    return row[key]
 
 
 def lettered(question, choices):
