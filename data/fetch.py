@@ -363,7 +363,8 @@ def items(rows, suite, kind, domain, about, paper, size, **more):
             die(f"{suite}: judge {name}: expected {{{{ANSWER}}}}, and labels, a scale or fields")
     out, seen = [], Counter()
     for row in rows:
-        item = {"category": "all"} | {key: value for key, value in row.items() if value is not None}
+        item = {key: value for key, value in row.items() if value is not None}
+        item.setdefault("category", "all")
         if wrong := fault(item, header):
             die(f"{suite}: item {item.get('id')}: {wrong}")
         seen[item["id"]] += 1  # AIR-Bench holds one record twice and counts it twice
