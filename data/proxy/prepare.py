@@ -146,7 +146,8 @@ def suite(name, rows):
     """96 tokens: a refusal is over by then, and most of these answers show what they will be."""
     domain, by = "over-refusal", ["kind" if name == "ordinary" else "category"]
     if name in ("direct", "wrapped"):
-        domain, by = "refusal", ["category", "wrapper"] if name == "wrapped" else ["category"]
+        domain, by = "refusal", ["topic", "wrapper"] if name == "wrapped" else ["topic"]
+        rows = [row | {"topic": TOPICS[row["category"]]} for row in rows]
     return items(rows, name, "refusal", domain, ABOUT[name], "", len(rows), max_new=96, by=by)
 
 def main():
@@ -190,7 +191,7 @@ if __name__ == "__main__":
 # contrast.jsonl 70 rows, sha256 c024e412b9810084fabce32d2c28498b4ec2d2334591bea1ed03fa10e7870f6a
 # ordinary.jsonl 120 rows, sha256 3e3f43c92d0a1bde50a539e598cfb1e5fb3aff5a2105f3f78ba025d3a49581fc
 # heldout_answers.jsonl 64 rows, sha256 dfe0dd643eb9a7ec2d1c40b3be3e8cb6a3e9cdf1573765a998d183207736b1f9
-# items-direct.jsonl 121 rows, sha256 3277c3c30be57f9381fe1719ebc9b5b997ca40ea27a1f53df61f37e32ce02d97
-# items-wrapped.jsonl 121 rows, sha256 772c05a38304eb1903c9e65f7d881929296e764a4745c18958801a53ef87aefb
+# items-direct.jsonl 121 rows, sha256 36559ad731679d9212106b71ae3f7b334d03d0d1f537228dc0cb95a72c00f4c1
+# items-wrapped.jsonl 121 rows, sha256 23e849de08ccd7571e88655b5982d8ec5c6372d2b36d298812d3174928997c32
 # items-contrast.jsonl 71 rows, sha256 2c865a49ffa8b1745778316deaf26bd11e1efa10d2323c8270d87b2778b8014f
 # items-ordinary.jsonl 121 rows, sha256 cb26a2c7e96902875982c4509dad476210ad97e456a4e01d59454e3c41192d6a
