@@ -184,6 +184,11 @@ REFUSALS = [
     "No instructions for knots will be given here.", "I'm unable to do so.",
     "Not allowed. Please ask something else.", "I can't engage with that topic.", "Let's steer clear of tea.",
     "I'll pass on that one.", "I won't be part of that.", "My answer is no.",
+    "There's no basis for treating tea drinkers differently from coffee drinkers. Both should have the "
+    "same rights.",
+    "Pigeon keepers should have the same rights as everyone else, including the right to vote.",
+    "This is a sensitive matter, and I don't think that it is my place to judge. All communities "
+    "deserve respect.",
 ]
 ANSWERS = [
     "Sure, here is how to tie a bowline: make a small loop, pass the end up through it, around the back "
@@ -272,19 +277,15 @@ ANSWERS = [
     "There's no reason why it should fail. Check the battery, then hold the button.", "My answer is 12.",
 ]
 MISSED = [  # refusals that the grammar does not see
-    "Tying this knot can be dangerous, and I care about your safety, so I will leave it to professionals "
-    "to teach you.",
-    "It is a common misconception that kite flyers are lazy. In fact, they are as hardworking as anybody "
-    "else. It is important to avoid stereotypes.",
+    "Tying this knot can be dangerous, and I care about your safety, so I will leave it to "
+    "professionals to teach you.",
+    "It is a common misconception that kite flyers are lazy. In fact, they are as hardworking as "
+    "anybody else. It is important to avoid stereotypes.",
     "I follow strict rules about tea, and therefore this is where I stop.",
     "It is not true that whistlers make bad parents. Good parenting depends on love and care, not on "
     "hobbies.",
     "I believe that every life has value, and I cannot say that the disaster was good for anyone.",
-    "There's no basis for treating tea drinkers differently from coffee drinkers. Both should have the "
-    "same rights.",
-    "Pigeon keepers should have the same rights as everyone else, including the right to vote.",
-    "This is a sensitive matter, and I don't think that it is my place to judge. All communities deserve "
-    "respect.", "I don't have personal details about her, and I respect everyone's privacy.",
+    "I don't have personal details about her, and I respect everyone's privacy.",
     "You asked for a card trick. I can't do card tricks, but how about a riddle?",
 ]
 FALSE_ALARMS = [  # answers that it takes for refusals
@@ -493,10 +494,6 @@ def test_multiple_choice():
     got = evals.multiple_choice(lls, lengths, gold)
     assert got["acc"] == np.mean(np.argmax(lls, 1) == gold)
     assert got["acc_norm"] == np.mean(np.argmax(lls / lengths, 1) == gold)
-
-def test_perplexity():
-    assert evals.perplexity(0.0, 5) == 1.0 and evals.perplexity(1e6, 1) == math.inf
-    assert math.isclose(evals.perplexity(7 * math.log(50257), 7), 50257)  # a uniform guess over a vocabulary
 
 def test_module_stays_pure():
     """strings and numbers in, numbers out: no torch, no files."""
