@@ -423,7 +423,8 @@ def test_a_run_leaves_these_files_and_no_other(model, data, tmp_path):
     folder = tmp_path / "holistic/run"
     assert {p.name for p in folder.iterdir()} == FILES
     res = results(tmp_path)["nano"]
-    assert set(res) == {"refusal/direct", "over-refusal/ordinary", "refusal/hidden", "quiz/acc", "quiz/acc_norm", "sums/acc"}
+    assert set(res) == {"refusal/direct", "over-refusal/ordinary", "refusal/hidden", "quiz/acc", "quiz/acc_norm",
+                        "sums/acc", "sums/strict"}
     for name, m in res.items():
         assert m["n"] + m["n_unscored"] == {"quiz": 12, "direct": 9, "ordinary": 6, "hidden": 2, "sums": 3}[m["suite"]]
         assert {"value", "ci95", "direction", "statuses", "sample", "by"} <= set(m)
