@@ -140,6 +140,8 @@ def parse_args(argv=None):
     a.dtype = a.dtype or ("bf16" if fast else "fp32")
     a.bits = a.bits or (4 if a.size == "70b" else 16)
     names = [label_of(name) for name in a.model] + ([label_of(a.adapter)] if a.adapter else [])
+    if len(set(names)) < len(names) or (a.adapter and len(a.model) > 1):
+        die(f"--model, --adapter: expected folders of different names, and one model for an adapter: {names}")
     a.folder = a.out / "holistic" / (a.name or re.sub(r"[^\w.+-]", "-", "+".join(names))[:80])
     return a
 
@@ -215,7 +217,9 @@ def load_suites(a):
         prepared(DATA / "proxy/items-direct.jsonl"), prepared(DATA / "quiz/items.jsonl")
     if a.tiny and not a.list:
         prepared(DATA / "organism/safety.jsonl")  # the last file of its prepare.py: both models are there
-    paths = sorted(a.data.glob("*/items*.jsonl*"))
+    for path in a.data.glob("*/items*.jsonl.*"):
+        say(f"{path} is not read: unpack it")
+    paths = sorted(a.data.glob("*/items*.jsonl"))
     real = [path for path in paths if a.tiny and path.parent.name not in ("proxy", "quiz")]
     for path in paths:
         (head, _), *rows = read_rows(path)
@@ -286,17 +290,19 @@ def measure(model, suite, judge, stored, a):
     """-> a row an item, in order. An answer is asked for once; a verdict holds for the question, template,
     polarity, judge and scorers that made it, and is made anew when one of them changes."""
     rows, todo = [], []
-    made_by = [scorers(), suite.head["judges"], judge and judge.id, a.judge_tokens, a.judge_thoughts]
     for item in suite.items:
-        question = [model.id, item.get("choices"), max_new(suite, a), a.extra_body, a.think_tokens,
-                    item["context"] if by_likelihood(model, suite) else chat_of(suite, item, a)]
+        question = [model.id, item.get("context"), item.get("choices"), chat_of(suite, item, a),
+                    max_new(suite, a), a.think_tokens, a.extra_body]
+        made_by = [item, [suite.head["judges"][name] for name in judges_of(suite, item)], scorers(),
+                   judge and judge.id, a.judge_tokens, a.judge_thoughts]
         new = {"model": model.label, "suite": suite.name, "id": item["id"], "label": item.get("label"),
-               "asked": digest(question), "scored": digest([item, made_by])}
+               "asked": digest(question), "scored": digest(made_by)}
         old = {} if a.fresh else stored.get((model.label, suite.name, item["id"]), {})
         if old.get("asked") != new["asked"] or old["status"] == "error":
             todo.append((item, new))
-        elif old["scored"] != new["scored"] or old["judged"] == "failed":  # without text: asked again
-            todo.append((item, old | new if "answer" in old or "logp" in old else new))
+        elif old["scored"] != new["scored"] or old["judged"] == "failed":
+            kept = "answer" in old or "logp" in old  # without its text an answer is asked for again
+            todo.append((item, old | new if kept else new))
         else:
             rows.append(old)
     if judge and todo and suite.kind == "refusal":
@@ -378,6 +384,7 @@ def score_rows(suite, some, judge, a):
                 row["scores"] |= {metric + more: value for metric, value in found.items()}
                 continue
             given = [v for some in said.values() for v in some]
+            row["status"] = "ok" if row["status"] == "unread" else row["status"]
             if main_score(found) is None and row["status"] == "ok" and suite.head.get("unread") == "wrong":
                 row["status"], found = "unread", dict.fromkeys(found, False)
             why = why_none(suite, row, given, judge) if main_score(found) is None else ""
@@ -463,7 +470,7 @@ def ask_judge(judge, todo, a):
         clean = {k: TAGS.sub(r"‹\1\2›", v) for k, v in fields.items()}
         text = re.sub(r"\{\{([A-Z]+)\}\}", lambda m: clean.get(m[1], m[0]), spec["template"])
         chats.append([{"role": "user", "content": text}])
-    for _ in range(2):
+    for _ in range(1 if not todo or judge.local else 2):  # in process it would say the same again
         left = [i for i, v in enumerate(out) if v.score is None]
         most = a.judge_tokens or max([todo[i][0].get("max_new", 256) for i in left], default=0)
         for i, reply in zip(left, judge.chat([chats[i] for i in left], most) if left else ()):
