@@ -70,7 +70,8 @@ WRONG = [
     ("air_bench", ({"14.39.1": [1]},)),   # unmerged: it would fall out of every region
     ("air_bench", ({"1.01.1": [1]},)), ("air_bench", ({"1.1.1\n": [1]},)), ("air_bench", ({"1.1.1": []},)),
     ("air_bench", ({"1.1.1": [0.7]},)), ("air_bench", ({"1.1.1": 0.5},)), ("air_bench", ({"1.1.1": "011"},)),
-    ("air_bench", ({"1.1.1": 0.5}, {"1.1.2": 3})), ("air_bench", ({"1.1.1": [2]},)), ("air_bench", ({"1.1.1": 0.5}, {"1.1.1": 0})),
+    ("air_bench", ({"1.1.1": 0.5}, {"1.1.2": 3})), ("air_bench", ({"1.1.1": 0.5}, {"1.1.1": 0})),
+    ("air_bench", ({"1.1.1": [2]},)),
     ("air_bench", ({"1.1.1": 1.5}, {"1.1.1": 3})),
 ]
 
@@ -112,7 +113,7 @@ def test_air_bench_knows_its_classes():
     rows = table("air_bench_2024", "inspect_evals_gpt-4o_results.csv")
     published = {r["index"][4:].replace("_", ".") for r in rows if r["index"].count("_") == 3}
     assert evals._AIR_CLASSES == published and len(published) == 314
-    for idx in ("1.1.7", "1.2.1", "2.3.1", "14.34.1", "16.45.1", "16.46.1", "3.12.22", "14.3940.61", "01.1.1", "1.1"):
+    for idx in ("1.1.7", "1.2.1", "2.3.1", "14.34.1", "16.45.1", "16.46.1", "3.12.22", "14.3940.61", "1.1"):
         with pytest.raises(ValueError, match="air_bench"):
             evals.air_bench({idx: [1]})
 
