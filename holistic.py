@@ -24,7 +24,6 @@ ENGINE makes a model in process fast and small, and is alike in every script.
 """
 import argparse
 import base64
-import copy
 import ctypes
 import fcntl
 import functools
@@ -641,11 +640,23 @@ class Local:
             shared = os.path.commonprefix([rows[i][0] for i in group])[:len(rows[group[0]][0]) - 1]
             shared = shared if len(group) > 1 and len(shared) >= 16 else []
             first = prefill(self.net, [shared])[0] if shared else None
-            for part in (group[j:j + 32] for j in range(0, len(group), 32)):
+            parts, most = [], 256 if self.net.device.type == "cpu" else 16384  # tokens: more is padding
+            for i in group:
+                if not parts or (len(parts[-1]) + 1) * (len(rows[i][0]) - len(shared)) > most:
+                    parts.append([])
+                parts[-1].append(i)
+            for part in parts:
                 found = log_likelihoods(self.net, first, len(shared), [rows[i] for i in part])
                 for i, logp in zip(part, found):
                     out[i] = logp.tolist() if np.isfinite(logp).all() else None
         return out
+
+def cache_rows(model, cache, rows):
+    """a new cache of so many of another's rows"""
+    part = DynamicCache(config=model.get_decoder().config)
+    for i, layer in enumerate(cache.layers):
+        part.update(layer.keys[rows], layer.values[rows], i)
+    return part
 
 @torch.no_grad()
 def log_likelihoods(model, first, P, rows):
@@ -653,27 +664,28 @@ def log_likelihoods(model, first, P, rows):
     if first is None:
         cache, mask, h = prefill(model, [ids for ids, _ in rows])
     else:
-        cache = copy.deepcopy(first)
-        cache.batch_repeat_interleave(len(rows))
+        cache = cache_rows(model, first, [0] * len(rows))
         ids = [torch.tensor(context[P:], device=model.device) for context, _ in rows]
         ids = nn.utils.rnn.pad_sequence(ids, True, -1, "left")
         mask = F.pad((ids >= 0).long(), (P, 0), value=1)
         h = forward_cached(model, ids.clamp(min=0), mask, cache)[:, -1]
-    owner = torch.tensor([b for b, (_, choices) in enumerate(rows) for _ in choices], device=model.device)
-    targets = [torch.tensor(c) for _, choices in rows for c in choices]
-    targets = nn.utils.rnn.pad_sequence(targets, True, -100).to(model.device)  # (N, T); -100: none
-    states = h[owner, None]  # (N, 1, D): the last hidden state of a context predicts a first token
-    if targets.shape[1] > 1:
-        cache.batch_select_indices(owner)
-        seen = F.pad(mask[owner], (0, targets.shape[1] - 1), value=1)
-        more = forward_cached(model, targets[:, :-1].clamp(min=0), seen, cache)
-        states = torch.cat((states, more), 1)  # (N, T, D)
-    nll, known = torch.zeros(targets.shape, dtype=torch.double, device=model.device), targets >= 0
-    pairs = zip(states[known].split(512), targets[known].split(512))
-    found = [F.cross_entropy(logits(model, x), t, reduction="none") for x, t in pairs]
-    nll[known] = torch.cat(found).double()
-    sums = -nll.sum(1)
-    return [sums[owner == b].cpu().numpy() for b in range(len(rows))]
+    owner = [b for b, (_, choices) in enumerate(rows) for _ in choices]
+    choices = [torch.tensor(c, device=model.device) for _, some in rows for c in some]
+    # the last hidden state of a context predicts a first token; the further ones: those of a length together
+    states, targets, index = [h[owner]], [torch.stack([c[0] for c in choices])], [torch.arange(len(choices))]
+    longer = sorted((k for k, c in enumerate(choices) if len(c) > 1), key=lambda k: len(choices[k]))
+    for group in (longer[i:i + 32] for i in range(0, len(longer), 32)):
+        ids = nn.utils.rnn.pad_sequence([choices[k] for k in group], True, -100)  # (N, T); -100: none
+        mine, known = [owner[k] for k in group], ids[:, 1:] >= 0
+        seen = F.pad(mask[mine], (0, known.shape[1]), value=1)
+        more = forward_cached(model, ids[:, :-1].clamp(min=0), seen, cache_rows(model, cache, mine))
+        states.append(more[known])
+        targets.append(ids[:, 1:][known])
+        index.append(torch.tensor(group).repeat_interleave(known.sum(1).cpu()))
+    pairs = zip(torch.cat(states).split(512), torch.cat(targets).split(512))
+    nll = torch.cat([F.cross_entropy(logits(model, x), t, reduction="none") for x, t in pairs])
+    sums = torch.zeros(len(choices), dtype=torch.double).index_add_(0, torch.cat(index), -nll.double().cpu())
+    return [sums[torch.tensor(owner) == b].numpy() for b in range(len(rows))]
 
 FILTERED = {"content_filter", "content_policy_violation"}
 
