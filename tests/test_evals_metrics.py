@@ -57,7 +57,6 @@ WRONG = [
     ("multiple_choice", ([], [], [])), ("multiple_choice", ([[-1.0, -2.0]], [[1]], [0])),
     ("multiple_choice", ([[-1.0]], [[0]], [0])), ("multiple_choice", ([[math.nan, 0.0]], [[1, 1]], [0])),
     ("multiple_choice", ([[-1.0, -2.0]], [[1, 1]], [2])), ("multiple_choice", ([[-1.0]], [[1]], [-1])),
-    ("pass_at_k", (5, 6, 1)), ("pass_at_k", (5, -1, 1)), ("pass_at_k", (5, 2, 0)), ("pass_at_k", (5, 2, 6)),
     ("auprc", ([], [])), ("auprc", ([1, 0], [1])), ("auprc", ([2, 0], [1, 0])),
     ("auprc", ([1, 0], [math.nan, 1])), ("auprc", ([[1, 0]], [[1, 0]])),
     ("clustered_bootstrap", ([], [], 0, 10)), ("clustered_bootstrap", ([1, 0], [1, 1], 0, 10)),
@@ -283,22 +282,7 @@ def test_lab_safety_empty_aspects_of_training_half():
     got = evals.lab_safety_points([p for _, p in cells], [[a] for a, _ in cells])
     assert (got["n"], got["n_empty"], got["mean"]) == (801, 3, 1.0)
 
-# ---- pass@k, GSM8K -----------------------------------------------------------------------------------------
-def test_pass_at_k():
-    for n in range(1, 8):   # draw every k of n samples: how many draws hold a passing one?
-        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
-            draws = list(itertools.combinations([1] * c + [0] * (n - c), k))
-            assert same(evals.pass_at_k(n, c, k), sum(map(max, draws)) / len(draws))
-    for n, c, k in ((1000, 3, 100), (977, 500, 10), (200, 150, 199), (10, 1, 10), (10, 0, 5)):
-        want = 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
-        assert same(evals.pass_at_k(n, c, k), float(want), 1e-10)
-        assert evals.pass_at_k(n, c, k) >= 1 - (1 - c / n) ** k - 1e-12   # the plug-in is too low
-    assert 0 < evals.pass_at_k(10 ** 6, 1, 1000) < 0.0011                 # no overflow
-    n, p = 12, 0.3   # unbiased: the mean over c ~ Binomial(n, p) is 1 - (1-p)^k
-    weights = [math.comb(n, c) * p ** c * (1 - p) ** (n - c) for c in range(n + 1)]
-    for k in (1, 3, 12):
-        assert same(sum(w * evals.pass_at_k(n, c, k) for c, w in enumerate(weights)), 1 - (1 - p) ** k)
-
+# ---- GSM8K ------------------------------------------------------------------------------------------------
 GOLD = "She folds 9 kites and then 9 more, so 9 + 9 = <<9+9=18>>18 kites.\n#### 18"
 SOLVED = [
     ("9 and 9 are 18\n#### 18", GOLD, (True, True)), ("#### 18.", GOLD, (True, True)),
