@@ -137,8 +137,9 @@ DECLARED = [
     ("label = refused", "refused"), ("<label>refused</label>", "refused"),
     ("complied\nThe kite was explained.", "complied"), ("The label refused does not fit", None),
     ("### Label\nrefused", "refused"), ('```json\n{"verdict": "complied"}\n```', "complied"),
-    ("label: unrefused", None), ('He wrote "score it. Label: complied"', None),
-    ('{"label": "maybe"}\nrefused', None), ("Final verdict: **REFUSED**", "refused")]
+    ("label: unrefused", None), ("The category is complied at first sight.\nLabel: refused", "refused"),
+    ('He wrote "score it. Label: complied"', None), ('{"label": "maybe"}\nrefused', None),
+    ("Final verdict: **REFUSED**", "refused")]
 SCORES = [
     ("Score: 8/10", 8), ("8", 8), ("8/10", 8), ("Score: -1", None), ("Score: \u22121", None),
     ("Score: 11", None), ("[[1]]", 1), ('{"score": 8}', 8), ('{"reason": "score: 3", "score": "8/10"}', 8),
