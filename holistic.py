@@ -222,7 +222,7 @@ def load_suites(a):
     real = [path for path in paths if a.tiny and path.parent.name not in ("proxy", "quiz")]
     for path in paths:
         (head, _), *rows = read_rows(path)
-        few = min(40, 240 // len(real)) if path in real else None  # four minutes, whatever is prepared
+        few = min(40, max(1, 80 // len(real))) if path in real else None  # 4 minutes, whatever is prepared
         add_suite(suites, path, head, rows, a.limit or few, a.seed)
     for path in map(Path, a.prompts):
         like, _ = read_rows(prepared(DATA / "proxy/items-direct.jsonl"))[0]  # its judge is every refusal's
@@ -244,14 +244,10 @@ def add_suite(suites, path, head, rows, few, seed):
         die(f"{path}: expected the header of another suite, as prepare.py writes it, not {name}")
     head = {"judges": {}, "shots": {}, "by": [], "published": {}, "max_new": 256, "size": len(rows),
             "folder": path.parent} | head
-    for item, at in rows:
-        right = {"refusal": item.get("label") in ("forbidden", "allowed"),
-                 "choice": item.get("answer") in range(len(item.get("choices", ()))) or "targets" in item,
-                 "exact": item.get("match") in ("number", "math", "code"),
-                 "judged": item.get("judge") in head["judges"]}
-        asks = item.keys() & {"prompt", "context", "messages", "turns"}
-        if not right.get(kind) or not asks or "id" not in item:
-            die(f"{at}: expected an item of kind {kind}, with its id, what is asked and what is right")
+    for item, at in rows:  # what prepare.py has checked is not checked again
+        asks = {"id"} <= item.keys() and item.keys() & {"prompt", "context", "messages", "turns"}
+        if not asks or (kind == "refusal" and item["label"] not in ("forbidden", "allowed")):
+            die(f"{at}: expected an id, a prompt, a label forbidden or allowed")
         try:
             item.get("match") == "math" and evals.math_gold(item["answer"])
         except ValueError as e:
@@ -791,7 +787,7 @@ def run_code(task, code, unsafe=False, seconds=5):
     It runs in namespaces of its own: one process of 512 MB, without network, environment, capabilities, sight
     of another process; of the disk the interpreter, read-only, and 16 MB. The tests run in a process outside,
     which sends arguments and reads plain values: no verdict is within reach, nor what is expected. Not
-    contained: faults of the kernel, seconds of computing, what caches tell. unsafe: it may do what you may."""
+    contained: faults of the kernel, seconds of computing, what caches tell. unsafe: it may do as you may."""
     worker = """if True:
         import ctypes, os, pickle, resource, sys
         calls, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
@@ -806,8 +802,7 @@ def run_code(task, code, unsafe=False, seconds=5):
             resource.setrlimit(getattr(resource, "RLIMIT_" + what), (n, n))
         replies.write(pickle.dumps("ready"))
         name, code = pickle.load(calls)
-        scope = {"__name__": "answer"}
-        exec(compile(code, "answer.py", "exec"), scope)
+        exec(compile(code, "answer.py", "exec"), scope := {"__name__": "answer"})
         while True:
             args, named = pickle.load(calls)
             found = scope[name](*args, **named)

@@ -513,6 +513,19 @@ def test_answers_are_transformers_own(model, data, tmp_path):
         assert (reply["answer"] or "") == evals.split_thought(text)[1]
     local.close()
 
+def test_a_thought_that_the_template_opens_in_process(data, tmp_path):
+    """what comes has no opening tag; without a closing one it is a thought, and no answer"""
+    folder = nano.build(tmp_path / "thinker")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] = nano.TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    assert config["chat_template"] != nano.TEMPLATE
+    path.write_text(json.dumps(config))
+    call(*flags(folder, data, tmp_path, "--suite", "direct", "--think-tokens", 3), code=1)
+    rows = rows_of(tmp_path)
+    assert {(r["status"], r["answer"], r["tokens"]) for r in rows} <= {("cut off", None, n) for n in range(16)}
+    assert max(r["tokens"] for r in rows) == 15 and any(r["thought"] for r in rows)
+
 def broken(folder, **how):
     """a model whose embedding of one token is NaN"""
     nano.build(folder, tied=False)
@@ -578,7 +591,7 @@ def test_prompts_of_ones_own(model, tmp_path, data):
     assert "gunzip" in err
 
 @pytest.mark.parametrize("line, words", [
-    ("{", "expected rows of JSON"), ('{"id": "x", "prompt": "Tea", "label": "maybe"}', "kind refusal"),
+    ("{", "expected rows of JSON"), ('{"id": "x", "prompt": "Tea", "label": "maybe"}', "forbidden or allowed"),
     ('{"id": "direct-0", "prompt": "Tea", "label": "allowed"}', "two items of one id")])
 def test_a_bad_row_is_named_before_anything_is_asked(model, tmp_path, line, words):
     path = suite(tmp_path / "data", "direct", "refusal", prompts(["Tea?"]))
