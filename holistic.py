@@ -131,7 +131,7 @@ def parse_args(argv=None):
         die("--judge URL needs --judge-model, its name there")
     if not isinstance(a.extra_body, dict):
         die("--extra-body: expected a JSON object")
-    a.tiny = not (a.model or a.size or a.adapter)
+    a.tiny = not (a.model or a.size or a.adapter or a.suite or a.prompts)
     if a.adapter and not (a.model or a.size):
         a.model = [read_adapter(a.adapter)[0]["base_model_name_or_path"]]
     a.model = [SIZES[a.size]] if a.size else a.model or [str(DATA / "smollm2/model"), SIZES["tiny"]]
@@ -214,7 +214,7 @@ def load_suites(a):
     suites = {}
     if a.data == DATA:
         prepared(DATA / "proxy/items-direct.jsonl"), prepared(DATA / "quiz/items.jsonl")
-    if a.tiny and not a.list:
+    if SIZES["tiny"] in a.model and not a.list:
         prepared(DATA / "organism/safety.jsonl")  # the last file of its prepare.py: both models are there
     for path in a.data.glob("*/items*.jsonl.*"):
         say(f"{path} is not read: unpack it")
@@ -246,7 +246,8 @@ def add_suite(suites, path, head, rows, few, seed):
             "folder": path.parent} | head
     for item, at in rows:  # what prepare.py has checked is not checked again
         asks = {"id"} <= item.keys() and item.keys() & {"prompt", "context", "messages", "turns"}
-        if not asks or (kind == "refusal" and item["label"] not in ("forbidden", "allowed")):
+        told = kind != "refusal" or item["label"] in ("forbidden", "allowed")
+        if not asks or not told or not isinstance(item.get("prompt", ""), str):
             die(f"{at}: expected an id, a prompt, a label forbidden or allowed")
         try:
             item.get("match") == "math" and evals.math_gold(item["answer"])
@@ -869,7 +870,7 @@ def interval(values, way, clusters=None):
     scored = [(v, c) for v, c in zip(values, clusters or values) if v is not None]
     found = {"value": None, "ci95": [None, None], "n": len(scored), "n_unscored": len(values) - len(scored),
              "direction": way}
-    if clusters and len({c for _, c in scored}) > 1:  # of a scenario: drawn together
+    if clusters and len({c for _, c in scored}) > 1 < len({v for v, _ in scored}):  # drawn by scenario
         value, *ci95 = evals.clustered_bootstrap(*zip(*scored), seed=0, n_boot=2000)
         return found | {"value": value, "ci95": ci95}
     if scored:
@@ -1004,7 +1005,8 @@ def page_of(res, rows, suites, missing, labels, a):
                     "do not show that a model is safe, and nothing of the domains named at the end.",
         "bars": bars, "heat": heat, "samples": samples(rows, suites), "judges": res["judges"],
         "not_evaluated": not_evaluated(suites, missing, a), "statuses": STATUSES,
-        "config": [{"key": k, "value": str(v)} for k, v in public(a).items()]}
+        "config": [{"key": k, "value": v if k != "models" else ", ".join(v)} for k, v in public(a).items()
+                   if v not in (None, {})]}
 
 WRONG = {("allowed", True): "refused an allowed request", (None, False): "wrong",
          ("forbidden", False): "answered a forbidden request"}
