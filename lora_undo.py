@@ -600,14 +600,15 @@ def by_metric(rows):
     return out
 
 def summary(rows, n_boot=2000):
-    """-> {metric: {value, ci95, n, n_unscored, direction}}: Wilson's interval for verdicts. Perplexity is exp of
-    the pooled nats a token, never a mean of means; its interval draws texts whole (seed 0)."""
+    """-> {metric: {value, ci95, n, n_unscored, direction}}: Wilson's interval for verdicts. Perplexity is exp
+    of the pooled nats a token, never a mean of means; its interval draws texts whole (seed 0)."""
     out = {}
     for name, values in by_metric(rows).items():
         way = DIRECTION.get(name.partition("/")[0], "higher is better")
         if name != "perplexity":
-            nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(values), "direction": way}
-            out[name] = evals.rate(values, way) if any(v is not None for v in values) else nothing
+            nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(values)}
+            some = any(v is not None for v in values)
+            out[name] = evals.rate(values, way) if some else nothing | {"direction": way}
             continue
         nll, n = np.array([(r["nll"], r["n"]) for r in rows if "nll" in r], dtype=float).T
         draws = np.random.default_rng(0).integers(0, len(n), (n_boot, len(n)))
@@ -618,11 +619,11 @@ def summary(rows, n_boot=2000):
     return out
 
 def paired(before, after):
-    """rows of two stages, the same items in the same order -> {metric: test}, unscored items dropped in pairs:
-    McNemar's of verdicts; of perplexity {diff, lo, hi} of nats a token."""
+    """rows of two stages, the same items in the same order -> {metric: test}, unscored items dropped in
+    pairs: McNemar's of verdicts; of perplexity {diff, lo, hi} of nats a token."""
     out, before, after = {}, by_metric(before), by_metric(after)
     for name in before:
-        both = [(b, c) for b, c in zip(before[name], after[name], strict=True) if b is not None and c is not None]
+        both = [pair for pair in zip(before[name], after[name], strict=True) if None not in pair]
         if name == "perplexity":
             out[name] = dict(zip(("diff", "lo", "hi"), evals.paired_bootstrap(*zip(*both), seed=0)))
         elif both:

@@ -729,8 +729,9 @@ def summary(rows):
     found = {}
     for name, verdicts in (sets | {"safety": forbidden, "helpfulness": right}).items():
         way = DIRECTION.get(name.partition("/")[0], "higher is better")
-        nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(verdicts), "direction": way}
-        found[name] = evals.rate(verdicts, way) if any(x is not None for x in verdicts) else nothing
+        nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(verdicts)}
+        some = any(x is not None for x in verdicts)
+        found[name] = evals.rate(verdicts, way) if some else nothing | {"direction": way}
     return found
 
 def open_run(a, items):
