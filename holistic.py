@@ -18,9 +18,9 @@ over-refusal side by side, and to say what was not looked at.
         --judge http://host:8001/v1 --judge-model NAME  # keys: $ENDPOINT_KEY, $JUDGE_KEY or $OPENAI_API_KEY
 
 A suite is a file data/NAME/items*.jsonl that its prepare.py writes: a new benchmark needs no code. Answers
-are kept as they come, those to harmful prompts as verdicts only: a stopped run goes on. The run without flags
-takes 4 minutes on two cores of a Zen 4 EPYC. Read experiment(), measure() and score_rows(); what stands under
-ENGINE makes a model in process fast and small, and is alike in every script.
+are kept as they come, to harmful prompts as verdicts only: a stopped run goes on. The run without flags:
+about 4 minutes on two cores of a Zen 4 EPYC, by its number of tokens. Read experiment(), measure() and
+score_rows(); what stands under ENGINE makes a model in process fast and small, and is alike in every script.
 """
 import argparse
 import base64
@@ -709,7 +709,9 @@ class Server:
 
     def ask(self, chat, max_new, temperature):
         newer = self.newer
-        how = {"max_tokens": max_new, "temperature": temperature, "seed": self.seed}
+        how = {"max_tokens": max_new, "temperature": temperature}
+        if temperature:  # else it decides nothing, and not every server knows it
+            how["seed"] = self.seed
         if newer:
             how = {"max_completion_tokens": max_new}
         if self.stopped:

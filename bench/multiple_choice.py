@@ -3,22 +3,23 @@
 # dependencies = ["torch==2.13.0", "transformers", "safetensors", "numpy", "lm-eval"]
 # ///
 """
-Multiple choice by log-likelihood: holistic.py against EleutherAI's lm-evaluation-harness, both in one run, on the
-same items, model and templates.
+Multiple choice by log-likelihood: holistic.py against EleutherAI's lm-evaluation-harness, both in one run, on
+the same items, model and templates.
 
     python bench/multiple_choice.py                                  # SmolLM2-135M in fp32, on what is prepared
     python bench/multiple_choice.py --peer-python VENV/bin/python    # lm-eval lives in an environment of its own
     python bench/multiple_choice.py --model DIR --items 200 --peer-batch 1 8 32
 
-hellaswag_style is not HellaSwag: 40 items written for this script, in its shape and lengths, so that the speed on
-such items is known where the benchmark is not at hand. Their wrong endings are absurd on purpose; an accuracy on
-them says nothing. The harness is asked through its own HFLM.loglikelihood, with the batch size that is fastest for
-it among --peer-batch on the first items of each set. Its templates (the YAML files of its tasks) render the same
-questions and must give the very strings that holistic.py asks, else exit 1. Per item the chosen answers (acc: sum
-of log p; acc_norm: over characters) must be identical, except where the harness's own two best differ by less than
-1e-4 nats: those are counted and printed. Each side is a process that stays loaded; only the one that computes runs,
-the other is stopped (SIGSTOP). Time is from strings to log-likelihoods, tokenisation included, loading excluded;
-the ratio of CPU times beside it does not mind other processes.
+hellaswag_style is not HellaSwag: 40 items written for this script, in its shape and lengths, so that the
+speed on such items is known where the benchmark is not at hand. Their wrong endings are absurd on purpose; an
+accuracy on them says nothing. The harness is asked through its own HFLM.loglikelihood, with the batch size
+that is fastest for it among --peer-batch on the first items of each set. Its templates (the YAML files of its
+tasks) render the same questions and must give the very strings that holistic.py asks, else exit 1. Per item
+the chosen answers (acc: sum of log p; acc_norm: over characters) must be identical, except where the
+harness's own two best differ by less than 1e-4 nats: those are counted and printed. Each side is a process
+that stays loaded; only the one that computes runs, the other is stopped (SIGSTOP). Time is from strings to
+log-likelihoods, tokenisation included, loading excluded; the ratio of CPU times beside it does not mind other
+processes.
 """
 import argparse
 import ctypes
@@ -47,7 +48,7 @@ def die(message, code=2):
 
 # ---- worker: one side, loaded once, one JSON line for each line on stdin
 def ours(a):
-    """-> function: [(shots, context, [choice])] -> [[log p]]; the batches and prefixes are those of a real run."""
+    """-> function: [(shots, context, [choice])] -> [[log p]]; batches and prefixes are those of a real run."""
     sys.path.insert(0, str(ROOT))
     import holistic as H
     model = H.Local(a.model, None, H.parse_args(["--model", a.model, "--dtype", "fp32", "--device", "cpu"]))
@@ -78,7 +79,7 @@ def peer(a):
     return ask, f"lm-eval {importlib.metadata.version('lm_eval')}, torch {torch.__version__}"
 
 def render(contexts, name):
-    """what the harness's own template of this task makes of the question that stands in each of our contexts."""
+    """what the harness's own template of this task makes of the question that stands in each context."""
     import jinja2
     import lm_eval
     import yaml
@@ -114,11 +115,11 @@ class Side:
         command = [python, str(Path(__file__).resolve()), "--worker", name, "--model", a.model]
         env = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         stderr = None if a.verbose else subprocess.DEVNULL
-        self.p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
-                                  start_new_session=True, env=env)
+        self.p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                                  text=True, start_new_session=True, env=env)
         line = self.p.stdout.readline()
         if not line:
-            die(f"{name}: {python} cannot start it; --verbose shows why; --peer-python names lm-eval's interpreter")
+            die(f"{name}: {python} cannot start it; --verbose shows why; --peer-python names lm-eval's python")
         self.what = json.loads(line)
         os.kill(self.p.pid, signal.SIGSTOP)
 
@@ -144,8 +145,8 @@ def gap(v):
     return best[1] - best[0]
 
 def choose(a):
-    """-> {set: [(id, shots, context, choices)]}, of MMLU the first items: a run has 246 of a subject, whose shots
-    are computed once."""
+    """-> {set: [(id, shots, context, choices)]}, of MMLU the first items: a run has 246 of a subject, whose
+    shots are computed once."""
     sys.path.insert(0, str(ROOT))
     import holistic as H
     suites, sets = {}, {}
@@ -154,8 +155,9 @@ def choose(a):
         if head["suite"] in a.sets:
             H.add_suite(suites, path, head, rows, a.items if head["suite"] != "mmlu" else None, 0)
     if "hellaswag_style" in a.sets:
-        rows = [({"id": str(n), "context": row["question"]} | row, at) for n, (row, at) in enumerate(H.read_rows(STYLE))]
-        head = {"suite": "hellaswag_style", "kind": "choice", "domain": "knowledge", "about": "like HellaSwag"}
+        rows = enumerate(H.read_rows(STYLE))
+        rows = [({"id": str(n), "context": row["question"]} | row, at) for n, (row, at) in rows]
+        head = {"suite": "hellaswag_style", "kind": "choice", "domain": "knowledge", "about": "its shape"}
         H.add_suite(suites, STYLE, head, rows, a.items, 0)
     for name in a.sets:
         if name not in suites:
@@ -168,14 +170,14 @@ def choose(a):
 
 def main():
     how = argparse.ArgumentDefaultsHelpFormatter
-    p = argparse.ArgumentParser(description="multiple choice: holistic.py against lm-eval", formatter_class=how)
+    p = argparse.ArgumentParser(description="holistic.py against lm-eval", formatter_class=how)
     p.error, add = die, p.add_argument
     add("--model", default=str(ROOT / "data/smollm2/model"), help="Hugging Face folder")
     add("--data", type=Path, default=ROOT / "data", help="folder with NAME/items*.jsonl")
     add("--sets", nargs="+", default=SETS, choices=SETS, help="which of them, where prepared")
     add("--items", type=int, default=40, help="items a set, stratified by category; of MMLU the first")
     add("--peer-python", default=sys.executable, help="interpreter that has lm-eval")
-    add("--peer-batch", nargs="+", type=int, default=[1, 8, 32], help="tried for lm-eval; the fastest is used")
+    add("--peer-batch", nargs="+", type=int, default=[1, 8, 32], help="lm-eval's; the fastest is used")
     add("--pairs", type=int, default=3, help="timed pairs ours, peer")
     add("--verbose", action="store_true", help="show the workers' stderr")
     add("--worker", choices=["ours", "peer"], help=argparse.SUPPRESS)
@@ -227,8 +229,8 @@ def run(a, sets, us, them):
                      f"{f', {ties} ties' if ties else ''}, log p within {far:.1e}")
         print(lines[-1] + (f"  DIFFERENT: {', '.join(differ[:5])}" if differ else ""), flush=True)
     ratios = [t / o for o, t in zip(total["ours"], total["peer"])]
-    print(f"\n{'set':15s} {'items':>5s} {'ours':>12s} {'lm-eval':>12s} {'batch':>6s}  ratio, median [min, max] of "
-          f"{a.pairs}  CPU time  choices")
+    print(f"\n{'set':15s} {'items':>5s} {'ours':>12s} {'lm-eval':>12s} {'batch':>6s}  "
+          f"ratio, median [min, max] of {a.pairs}  CPU time  choices")
     print("\n".join(lines))
     cpu = median(t / o for o, t in zip(total["cpu ours"], total["cpu peer"]))
     print(f"all: {median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}], CPU time {cpu:.2f}x; choices "

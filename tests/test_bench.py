@@ -148,14 +148,16 @@ def test_hellaswag_style_has_the_shape_of_hellaswag():
 def test_multiple_choice_reads_items_and_hellaswag_style(tmp_path):
     mc = load("multiple_choice")
     rows = [json.loads(line) for line in (BENCH / "hellaswag_style.jsonl").read_text().splitlines()]
-    head = {"suite": "mmlu", "kind": "choice", "domain": "knowledge", "about": "x", "shots": {"tea": "Shots.\n\n"}}
+    head = {"suite": "mmlu", "kind": "choice", "domain": "knowledge", "about": "x"}
+    head["shots"] = {"tea": "Shots.\n\n"}
     items = [{"id": str(n), "shots": "tea", "context": f"Q{n}\nA. a\nB. b\nC. c\nD. d\nAnswer:", "answer": 1,
               "choices": list("ABCD"), "category": str(n)} for n in range(3)]
     (tmp_path / "mmlu").mkdir()
     (tmp_path / "mmlu/items.jsonl").write_text("\n".join(map(json.dumps, [head, *items])))
     chosen = mc.choose(argparse.Namespace(data=tmp_path, sets=["hellaswag_style", "hellaswag", "mmlu"], items=2))
     assert list(chosen) == ["hellaswag_style", "mmlu"]  # the other is not prepared there
-    assert chosen["mmlu"] == [(str(n), "Shots.\n\n", items[n]["context"], list("ABCD")) for n in range(2)]
+    asked = [(str(n), "Shots.\n\n", items[n]["context"], list("ABCD")) for n in range(2)]
+    assert chosen["mmlu"] == asked
     known = {r["question"]: r["choices"] for r in rows}
     assert all(known[context] == choices for _, _, context, choices in chosen["hellaswag_style"])
 
