@@ -6,8 +6,8 @@
 Multiple choice by log-likelihood: holistic.py against EleutherAI's lm-evaluation-harness, both in one run, on
 the same items, model and templates.
 
-    python bench/multiple_choice.py                                  # SmolLM2-135M in fp32, on what is prepared
-    python bench/multiple_choice.py --peer-python VENV/bin/python    # lm-eval lives in an environment of its own
+    python bench/multiple_choice.py                               # SmolLM2-135M in fp32, on what is prepared
+    python bench/multiple_choice.py --peer-python VENV/bin/python  # lm-eval in an environment of its own
     python bench/multiple_choice.py --model DIR --items 200 --peer-batch 1 8 32
 
 hellaswag_style is not HellaSwag: 40 items written for this script, in its shape and lengths, so that the
@@ -48,7 +48,7 @@ def die(message, code=2):
 
 # ---- worker: one side, loaded once, one JSON line for each line on stdin
 def ours(a):
-    """-> function: [(shots, context, [choice])] -> [[log p]]; batches and prefixes are those of a real run."""
+    """-> function: [(shots, context, [choice])] -> [[log p]]; batches and prefixes are a real run's."""
     sys.path.insert(0, str(ROOT))
     import holistic as H
     model = H.Local(a.model, None, H.parse_args(["--model", a.model, "--dtype", "fp32", "--device", "cpu"]))
@@ -119,7 +119,7 @@ class Side:
                                   text=True, start_new_session=True, env=env)
         line = self.p.stdout.readline()
         if not line:
-            die(f"{name}: {python} cannot start it; --verbose shows why; --peer-python names lm-eval's python")
+            die(f"{name}: {python} cannot start it; --verbose shows why; --peer-python names its python")
         self.what = json.loads(line)
         os.kill(self.p.pid, signal.SIGSTOP)
 

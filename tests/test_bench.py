@@ -154,7 +154,8 @@ def test_multiple_choice_reads_items_and_hellaswag_style(tmp_path):
               "choices": list("ABCD"), "category": str(n)} for n in range(3)]
     (tmp_path / "mmlu").mkdir()
     (tmp_path / "mmlu/items.jsonl").write_text("\n".join(map(json.dumps, [head, *items])))
-    chosen = mc.choose(argparse.Namespace(data=tmp_path, sets=["hellaswag_style", "hellaswag", "mmlu"], items=2))
+    wanted = ["hellaswag_style", "hellaswag", "mmlu"]
+    chosen = mc.choose(argparse.Namespace(data=tmp_path, sets=wanted, items=2))
     assert list(chosen) == ["hellaswag_style", "mmlu"]  # the other is not prepared there
     asked = [(str(n), "Shots.\n\n", items[n]["context"], list("ABCD")) for n in range(2)]
     assert chosen["mmlu"] == asked
