@@ -411,6 +411,17 @@ def paired_bootstrap(before, after, seed, n_boot=10000):
     delta = (after - before).reshape(len(before), -1).mean(1)  # (N,)
     return float(delta.mean()), *_percentiles(len(delta), lambda d: delta[d].mean(1), seed, n_boot)
 
+def paired(before, after):
+    """The same N items twice; pairs with a None, no verdict, are dropped -> {test, n, diff, ...}, None if no
+    pair is left. Verdicts: McNemar's; other numbers: bootstrap, 95 % (seed 0)."""
+    both = [(float(x), float(y)) for x, y in zip(before, after, strict=True) if None not in (x, y)]
+    if not both:
+        return None
+    if {*sum(both, ())} <= {0, 1}:
+        return {"test": "McNemar", **mcnemar(*zip(*both))}
+    diff, *ci95 = paired_bootstrap(*zip(*both), seed=0)
+    return {"test": "paired bootstrap", "n": len(both), "diff": diff, "ci95": ci95, "p": None}
+
 def clustered_bootstrap(values, clusters, seed, n_boot=10000):
     """The same of the mean over items, whole clusters drawn (Davison & Hinkley 1997) -> (mean, lo, hi).
     clusters: N hashable ids. Drawing items is too sure where those of one cluster agree."""

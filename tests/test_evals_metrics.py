@@ -428,3 +428,14 @@ def test_clustered_bootstrap_covers_where_items_mislead():
         wide.append(hi - lo)
         narrow.append(b - a)
     assert 132 <= hits <= 149 and 0.25 < np.mean(narrow) / np.mean(wide) < 0.42
+
+
+def test_paired_drops_what_has_no_verdict_and_takes_the_test_that_fits():
+    one, two = [True, False, None, 1, 0], [False, False, True, 0, None]
+    assert evals.paired(one, two) == {"test": "McNemar", **evals.mcnemar([1, 0, 1], [0, 0, 0])}
+    found = evals.paired([0.5, 0.25, None], [1, 0.5, 0.1])
+    diff, lo, hi = evals.paired_bootstrap([0.5, 0.25], [1, 0.5], seed=0)
+    assert found == {"test": "paired bootstrap", "n": 2, "diff": diff, "ci95": [lo, hi], "p": None}
+    assert evals.paired([None, True], [False, None]) is None
+    with pytest.raises(ValueError):
+        evals.paired([True], [True, False])
