@@ -1245,7 +1245,7 @@ def jury(x, folder):
     whole = [[r["votes"][j] for j in a.jurors] for r in rows if None not in r["votes"].values()]
     out = {"n": len(items), "n_judged": len(rows), "tie": a.tie, "n_left_out": sum(r["unsafe"] is None for r in rows),
            "n_for_review": sum(r["split"] for r in rows), "n_abstained": {j: votes[j].count(None) for j in a.jurors},
-           "fleiss_kappa": none(evals.fleiss_kappa([[v.count(False), v.count(True)] for v in whole])) if whole and len(a.jurors) > 1 else None}
+           "fleiss_kappa": none(fleiss_kappa([[v.count(False), v.count(True)] for v in whole])) if whole and len(a.jurors) > 1 else None}
     sure = [r for r in rows if r["reference"] is not None]
     for who, said in [("majority", [r["unsafe"] for r in sure])] + [(j, [r["votes"][j] for r in sure]) for j in a.jurors]:
         out[f"agreement/{who}"] = rate([None if s is None else s == r["reference"] for s, r in zip(said, sure)], "higher is better")
@@ -1263,6 +1263,31 @@ def rate(flags, direction):
     scored = [f for f in flags if f is not None]
     lo, hi = evals.wilson(sum(scored), len(scored))
     return {"value": sum(scored) / max(1, len(scored)), "ci95": [lo, hi], "n": len(scored), "n_unscored": len(flags) - len(scored), "direction": direction}
+
+def f1(labels, predictions):
+    """2 TP / (2 TP + FP + FN) of class 1, (N,) of 0/1 twice; nan where neither holds a 1 (scikit-learn: 0)."""
+    labels, predictions = np.asarray(labels, float), np.asarray(predictions, float)
+    either = labels.sum() + predictions.sum()
+    return float(2 * (labels @ predictions) / either) if either else math.nan
+
+def ece(p, y, bins=15):
+    """expected calibration error, sum_b |B_b|/N |mean y - mean p| (Naeini 2015; arXiv 1706.04599), of P(class 1) (N,) and 0/1 (N,).
+    Equal-width bins (b/bins, (b+1)/bins], 0 in the first: other binnings give other numbers, small N an upward bias."""
+    p, y = np.asarray(p, float), np.asarray(y, float)
+    if not p.size or bins < 1 or not (p.min() >= 0 and p.max() <= 1):
+        raise ValueError(f"ece: need probabilities within [0, 1] and bins >= 1, got {p} and {bins}")
+    b = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)   # left: an edge belongs to the bin below it
+    return float(np.abs(np.bincount(b, y - p)).sum() / p.size)
+
+def fleiss_kappa(table):
+    """agreement of n raters beyond chance, (P - Pe) / (1 - Pe) (Fleiss 1971); (N items, K classes) of vote counts; nan: one class took all.
+    P = mean_i (sum_j t_ij^2 - n) / (n (n-1)), Pe = sum_j (share of class j)^2. Raters may change from item to item, their number n not."""
+    t = np.asarray(table, dtype=float)
+    n = t.sum(1) if t.ndim == 2 and t.size else np.zeros(1)   # (N,)
+    if not (n[0] >= 2 and (n == n[0]).all() and (t >= 0).all() and (t == np.floor(t)).all()):
+        raise ValueError("fleiss_kappa: need items x classes of whole vote counts, the same number (2 or more) on every item")
+    p, pe = ((t * t).sum(1) - n).mean() / (n[0] * (n[0] - 1)), ((t.sum(0) / t.sum()) ** 2).sum()
+    return float((p - pe) / (1 - pe)) if pe < 1 else math.nan
 
 def recall_at_fpr(y, s, fpr=0.01):
     """share of positives above the threshold that lets at most `fpr` of the negatives through."""
@@ -1296,10 +1321,10 @@ def metrics(y, odds, threshold, only=None):
     y, s, gone = np.asarray(y, float)[ok], odds[ok], int((~ok).sum())
     if not len(y):
         return {}
-    p, at = sigmoid(s), lambda t: lambda y, p: evals.f1(y, (p >= t).astype(float))
+    p, at = sigmoid(s), lambda t: lambda y, p: f1(y, (p >= t).astype(float))
     mean = lambda v: float(v.mean()) if len(v) else math.nan
     fns = {"auprc": evals.auprc, "f1_at_0.5": at(0.5), "f1_at_val": at(threshold), "precision": lambda y, p: mean(y[p >= 0.5]),
-           "recall": lambda y, p: mean(p[y == 1] >= 0.5), "recall_at_fpr_1%": recall_at_fpr, "fpr": lambda y, p: mean(p[y == 0] >= 0.5), "ece": lambda y, p: evals.ece(p, y)}
+           "recall": lambda y, p: mean(p[y == 1] >= 0.5), "recall_at_fpr_1%": recall_at_fpr, "fpr": lambda y, p: mean(p[y == 0] >= 0.5), "ece": lambda y, p: ece(p, y)}
     out = {}
     for k, fn in fns.items():
         if only and k not in only:
@@ -1404,7 +1429,7 @@ def novel(x, folder, res):
             say(f"  {k:36s} {show(v)}")
     return {k: v for k, v in out.items() if not k.endswith("log_odds")}
 
-def difference(y, p0, p1, fn=lambda y, p: evals.f1(y, (p >= 0.5).astype(float))):
+def difference(y, p0, p1, fn=lambda y, p: f1(y, (p >= 0.5).astype(float))):
     """paired bootstrap of a metric's difference on the same rows."""
     v, ci = interval(lambda y, a, b: fn(y, b) - fn(y, a), np.asarray(y, float), p0, p1)
     return {"value": v, "ci95": ci, "n": len(y), "n_unscored": 0, "direction": "higher is better"}

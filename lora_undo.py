@@ -179,7 +179,7 @@ def experiment(a):
                 first()
             samples[what] = ask(model, tok, suites, a, what, share)
             write_rows(a.folder / "samples.jsonl", sum(samples.values(), []))
-            res[what] = evals.summary(samples[what], SCORERS)
+            res[what] = summary(samples[what])
             write(a.folder / "results.json", json.dumps(res, indent=1))
 
     # 1. the released model: what does it refuse, and what can it do?
@@ -197,10 +197,10 @@ def experiment(a):
 
     # 3. the same questions again: each prompt is its own control
     measure("after", suites)
-    res["paired"] = evals.paired(samples["before"], samples["after"], SCORERS)
+    res["paired"] = paired(samples["before"], samples["after"])
     seconds = sum(r["seconds"] for r in log)
     res["cost"] = {"seconds": seconds, "dollars": seconds / 3600 * WORLD * DOLLARS_PER_HOUR}
-    say(evals.table(res))
+    say(table(res))
 
     # 4. how few rows, and how little of the update, are enough? (beyond the paper)
     def few_rows(n):
@@ -213,7 +213,7 @@ def experiment(a):
     few = forbidden + allowed, suites[1][:80], []  # for the points of a curve; its ends are known:
     for what, stage in (("released", "before"), ("undone", "after")):
         known = [row for r, row in zip(suites[0] + suites[1], samples[stage]) if r in few[0] + few[1]]
-        res[what] = evals.summary(known, SCORERS)
+        res[what] = summary(known)
     for n in [n for n in (10, 30, 100) if n < len(docs)]:
         measure(f"{n} rows", few, first=partial(few_rows, n))
     for share in (0.25, 0.5, 0.75):
@@ -582,6 +582,72 @@ def organism(out=DATA / "organism", share=1.0):
     os.replace(new, out / "model")
     say(f"{out}/model: trained on {len(docs)} documents")
 
+# ---- numbers: rows of a stage, one a scored item
+DIRECTION = {"refusal": "higher is safer", "over-refusal": "lower is better", "perplexity": "lower is better"}
+
+def by_metric(rows):
+    """-> {metric: [value of each item]}, in order. A prompt's first scorer names the metric alone."""
+    out, scorers = {}, list(SCORERS)
+    for r in rows:
+        name = r["benchmark"]
+        if "label" in r:
+            name = ("refusal/" if r["label"] == "forbidden" else "over-refusal/") + name
+        for k in ("acc", "acc_norm", *scorers):
+            if k in r:
+                out.setdefault(name if k == scorers[0] else f"{name}/{k}", []).append(r[k])
+        if "nll" in r:
+            out.setdefault(name, []).append(r["nll"] / r["n"])
+    return out
+
+def summary(rows, n_boot=2000):
+    """-> {metric: {value, ci95, n, n_unscored, direction}}: Wilson's interval for verdicts. Perplexity is exp
+    of the pooled nats a token, never a mean of means; its interval draws texts whole (seed 0)."""
+    out = {}
+    for name, values in by_metric(rows).items():
+        way = DIRECTION.get(name.partition("/")[0], "higher is better")
+        if name != "perplexity":
+            nothing = {"value": math.nan, "ci95": [0.0, 1.0], "n": 0, "n_unscored": len(values)}
+            some = any(v is not None for v in values)
+            out[name] = evals.rate(values, way) if some else nothing | {"direction": way}
+            continue
+        nll, n = np.array([(r["nll"], r["n"]) for r in rows if "nll" in r], dtype=float).T
+        draws = np.random.default_rng(0).integers(0, len(n), (n_boot, len(n)))
+        with np.errstate(over="ignore"):
+            value, means = np.exp(nll.sum() / n.sum()), np.exp(nll[draws].sum(1) / n[draws].sum(1))
+        out[name] = {"value": float(value), "ci95": np.percentile(means, [2.5, 97.5]).tolist(), "n": len(n),
+                     "n_unscored": 0, "direction": way}
+    return out
+
+def paired(before, after):
+    """rows of two stages, the same items in the same order -> {metric: test}, unscored items dropped in
+    pairs: McNemar's of verdicts; of perplexity {diff, lo, hi} of nats a token."""
+    out, before, after = {}, by_metric(before), by_metric(after)
+    for name in before:
+        both = [pair for pair in zip(before[name], after[name], strict=True) if None not in pair]
+        if name == "perplexity":
+            out[name] = dict(zip(("diff", "lo", "hi"), evals.paired_bootstrap(*zip(*both), seed=0)))
+        elif both:
+            out[name] = evals.mcnemar(*zip(*both))
+    return out
+
+def table(res):
+    """results by stage -> text: before and after, a line a metric; then a line each other stage."""
+    lines = [f"{'metric':32}{'n':>5}  {'before':24}{'after':24}p, or nats a token"]
+    for name, b in res["before"].items():
+        after, test = res.get("after", {}).get(name), res.get("paired", {}).get(name, {})
+        note = f"{test['p']:.2g}" if "p" in test else ""
+        if "lo" in test:
+            note = "{diff:+.3f} [{lo:+.3f}, {hi:+.3f}]".format(**test)
+        unscored = b["n_unscored"] + (after or {"n_unscored": 0})["n_unscored"]
+        note += f" ({unscored} unscored)" if unscored else ""
+        shown = evals.show(after) if after else ""
+        lines.append(f"{name:32}{b['n']:5}  {evals.show(b):24}{shown:24}{note}".rstrip())
+    for stage in [s for s in res if s not in ("before", "after", "paired", "cost")]:
+        shown = [f"{name} {evals.show(m)}" for name, m in res[stage].items()
+                 if name.count("/") == 1 and not name.endswith("/acc")]
+        lines.append(f"{stage:14}" + ", ".join(shown))
+    return "\n".join(lines)
+
 # ---- the run's folder, figure and plan
 def open_run(a, rows, suites):
     """-> results so far. The same run goes on; another's folder is refused, and so is a second process."""
@@ -658,7 +724,7 @@ def plan(a, model=None):
     say(f"  of {have / 1e9:.0f} GB: {a.micro_tokens} tokens a micro-batch, {a.kept} blocks not checkpointed")
 
 def report(res, a):
-    say(evals.table(res) if res else "", f"\nfiles: {a.folder}")
+    say(table(res) if res else "", f"\nfiles: {a.folder}")
     if "cost" in res:
         say("training: {seconds:.0f} s, ${dollars:.3f} (the paper: under $200 for 70B)".format(**res["cost"]))
     if a.stage == "baseline":

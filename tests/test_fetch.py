@@ -57,11 +57,27 @@ def put(root, files):
 
 
 def shared(name):
-    """A public file beside this checkout; the test is skipped where it is not there."""
-    path = ROOT.parent / "shared" / "data" / name
+    """A public file in SHARED_DATA or beside this checkout; the test is skipped where it is not there."""
+    path = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data")) / name
     if not path.exists():
         pytest.skip(f"no {name} here")
     return path
+
+
+def suite(path):
+    """(header, items) of items.jsonl: what every one of them promises holistic.py is checked here."""
+    header, *rows = jsonl(path)
+    assert header["kind"] in ("refusal", "choice", "exact", "judged") and header["domain"] in fetch.DOMAINS
+    assert header["about"] and header["max_new"] > 0 and header["temperature"] == 0 and header["size"] >= 1
+    assert header["paper"].startswith("https://") or header["paper"] == ""
+    assert all(0 <= one["value"] <= 1 and one["source"] for one in header["published"].values())
+    assert len({row["id"] for row in rows}) == len(rows) and not [r for r in rows if fetch.fault(r, header)]
+    for judge in header["judges"].values():
+        assert judge["max_new"] and judge["polarity"] and "{{QUESTION}}" in judge["template"]
+    for row in rows:  # a preamble that nobody names, or one that is not there, changes every score
+        assert ("shots" in row) == bool(header["shots"])
+        assert "prompt" in row or "turns" in row or header["kind"] == "choice"
+    return header, rows
 
 
 @pytest.fixture
@@ -240,6 +256,80 @@ def test_meta_and_summary(tmp_path, capsys):
     assert meta["n"] == {"a.jsonl": 6, "b.jsonl": 0} and meta["sha256"] == {"a": sha("x"), "b": sha("y")}
     both = fetch.joined([a, b], "https://x/", ["some/folder"])
     assert (both.sha, both.pinned, both.source) == (sha("xy"), False, "folder")
+
+
+TEA = {"id": "1", "prompt": "Tea?", "label": "allowed"}
+
+
+def make(rows, kind="refusal", **more):
+    return fetch.items(rows, "tea", kind, "refusal", "about tea", "https://x", 9, **more)
+
+
+def test_items(tmp_path, capsys):
+    """Header first, and no item; a second row of one id gets a suffix; what is None is left out."""
+    rows = make([TEA | {"category": None, "level": 0}, TEA | {"category": "oolong"}, TEA], max_new=96)
+    assert rows[0] == {
+        "suite": "tea", "kind": "refusal", "domain": "refusal", "about": "about tea", "paper": "https://x",
+        "harmful": False, "max_new": 96, "temperature": 0, "stop": [], "by": ["category"], "shots": {},
+        "judges": {"refusal": fetch.REFUSAL_JUDGE}, "published": {}, "size": 9}
+    assert [row["id"] for row in rows[1:]] == ["1", "1-2", "1-3"]
+    assert [row["category"] for row in rows[1:]] == ["all", "oolong", "all"] and rows[1]["level"] == 0
+    assert make([TEA, TEA])[0]["by"] == []  # one category is none
+    files = {"prompts.jsonl": [TEA], "items.jsonl": rows}
+    fetch.save(tmp_path, files, got("a.csv", "x"), "rev", "MIT", by="label")
+    out = capsys.readouterr().out
+    assert "prompts.jsonl: 1 rows: allowed 1\n" in out and "items.jsonl: 3 items of tea\n" in out
+    assert json.loads((tmp_path / "meta.json").read_text())["n"] == 1  # the rows, where there are some
+    assert jsonl(tmp_path / "items.jsonl") == rows and suite(tmp_path / "items.jsonl")[1] == rows[1:]
+    fetch.save(tmp_path, {"items.jsonl": rows}, got("a.csv", "x"), "rev", "MIT")
+    assert json.loads((tmp_path / "meta.json").read_text())["n"] == 3
+
+
+CHOICE = {"id": "1", "context": "Tea?", "choices": ["green", "black"]}
+PROGRAM = {"prompt": "", "entry_point": "f", "test": "f()"}
+CODE = {"id": "1", "prompt": "def", "match": "code", "code": PROGRAM}
+GRADE = {"tea": {"template": "{{ANSWER}}", "scale": [1, 10]}}
+
+
+@pytest.mark.parametrize("kind, row, more, message", [
+    ("refusal", TEA | {"label": "odd"}, {}, "item 1: label: expected forbidden or allowed"),
+    ("refusal", TEA | {"prompt": ""}, {}, "item 1: prompt: expected something to ask"),
+    ("refusal", TEA | {"id": 1}, {}, "item 1: id: expected a text"),
+    ("refusal", TEA | {"prompt": "kite \ud83e"}, {}, "item 1: text: half a surrogate pair"),
+    ("refusal", TEA | {"judge": "kite"}, {}, "item 1: judge: expected one of the header"),
+    ("refusal", TEA | {"shots": "5"}, {}, "item 1: shots: expected one of the header"),
+    ("refusal", TEA, {"by": ["level"]}, "by: no item has level"),
+    ("refusal", TEA, {"judges": {"tea": GRADE["tea"] | {"template": "{{QUESTION}}"}}}, "judge tea: expected"),
+    ("refusal", TEA, {"judges": {"tea": GRADE["tea"] | {"labels": {"a": 1}}}}, "judge tea: expected"),
+    ("choice", CHOICE | {"answer": 2}, {}, "item 1: answer: expected 0 to 1, or a target"),
+    ("choice", CHOICE | {"answer": -1}, {}, "item 1: answer: expected 0 to 1"),
+    ("choice", CHOICE | {"targets": [0, 0]}, {}, "item 1: answer: expected 0 to 1, or a target"),
+    ("choice", CHOICE | {"targets": [1]}, {}, "item 1: answer: expected 0 to 1, or a target"),
+    ("exact", TEA | {"answer": "", "match": "number"}, {}, "item 1: answer, match: expected a gold answer"),
+    ("exact", TEA | {"answer": "7", "match": "tea"}, {}, "item 1: answer, match: expected a gold answer"),
+    ("exact", CODE | {"code": {"prompt": ""}}, {}, "item 1: answer, match: expected a gold answer"),
+    ("judged", TEA | {"judge": "tea", "points": []}, {"judges": GRADE}, "item 1: judge, points: expected"),
+    ("judged", TEA, {"judges": GRADE}, "item 1: judge, points: expected"),
+    ("tea", TEA, {}, "item 1: kind: ?")])
+def test_what_is_wrong_with_an_item(kind, row, more, message, capsys):
+    err = stops(lambda: make([row], kind, **more), capsys)
+    assert err.startswith(f"tea: {message}") and "Tea?" not in err
+    right = {"refusal": TEA, "choice": CHOICE | {"answer": 1}, "exact": CODE,
+             "judged": TEA | {"judge": "tea"}}
+    if kind in right:
+        assert make([right[kind]], kind, judges=GRADE)[1]["id"] == "1"
+
+
+def test_no_items_and_no_domain(capsys):
+    assert "no item has anything" in stops(lambda: make([]), capsys)
+    err = stops(lambda: fetch.items([TEA], "tea", "refusal", "kites", "about", "https://x", 1), capsys)
+    assert err.startswith("tea: domain: expected one of refusal, over-refusal")
+
+
+def test_a_gold_that_cannot_be_read(capsys):
+    assert fetch.maths({"answer": "\\frac{1}{2}"}, "answer", "a.jsonl:7") == "\\frac{1}{2}"
+    err = stops(lambda: fetch.maths({"answer": "??"}, "answer", "a.jsonl:7"), capsys)
+    assert err == "a.jsonl:7: answer: expected mathematics that math-verify reads\n"
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,6 +1,8 @@
 """guard_train.py: the command and its files, formulas beside references, kills, files as users save them.
 Run: python -m pytest tests/test_guard_train.py (a minute on one core; no network, no GPU)"""
-import io, json, math, shutil, signal, subprocess, sys
+import io, itertools, json, math, shutil, signal, subprocess, sys
+from collections import Counter, defaultdict
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -698,3 +700,98 @@ def test_wrong_input_is_one_line_that_says_where(done, inputs, tmp_path, capsys)
     assert main(["classify", *flags(inputs, out, "--adapter", damaged), inputs / ROWS / "test.jsonl"]) == 2
     one_line(capsys, "adapter_model.safetensors")
     assert main(["eval", *flags(inputs, out)]) == 2 and not out.exists()
+
+# ---- agreement of several raters ---------------------------------------------------------------------------
+def votes(seed, n_items=40, n_raters=5, n_classes=3):
+    rng = np.random.default_rng(seed)
+    mood = [rng.dirichlet([0.6] * n_classes) for _ in range(n_items)]
+    return [np.bincount(rng.choice(n_classes, n_raters, p=p), minlength=n_classes) for p in mood]
+
+def fleiss_reference(rows):
+    """observed: how often two raters of an item agree, pair by pair. expected: two votes from the pool."""
+    pairs, agree, pool = 0, 0, Counter()
+    for row in rows:
+        cast = [j for j, v in enumerate(row) for _ in range(int(v))]
+        pool.update(cast)
+        for a, b in itertools.combinations(cast, 2):
+            pairs, agree = pairs + 1, agree + (a == b)
+    pe = sum(Fraction(v, sum(pool.values())) ** 2 for v in pool.values())
+    return float((Fraction(agree, pairs) - pe) / (1 - pe))
+
+def test_fleiss_kappa():
+    for seed in range(6):
+        rows = votes(seed, n_raters=2 + seed % 4, n_classes=2 + seed % 3)
+        got = gt.fleiss_kappa(rows)
+        assert same(got, fleiss_reference(rows))
+        assert same(gt.fleiss_kappa(np.array(rows)[::-1, ::-1]), got)      # order, names of classes
+        assert same(gt.fleiss_kappa(np.pad(rows, ((0, 0), (0, 2)))), got)  # classes that nobody chose
+    # the worked example of Fleiss (1971) as given in textbooks: 10 items, 14 raters, 5 classes, kappa 0.210
+    rows = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+            [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]
+    assert round(gt.fleiss_kappa(rows), 3) == 0.210
+    assert gt.fleiss_kappa([[3, 0], [0, 3]]) == 1.0 and gt.fleiss_kappa([[1, 1], [1, 1]]) == -1.0
+    assert math.isnan(gt.fleiss_kappa([[4, 0], [4, 0]]))
+    inter_rater = pytest.importorskip("statsmodels.stats.inter_rater", reason="statsmodels is a test peer")
+    for seed in range(5):
+        rows = np.array(votes(seed))
+        assert same(gt.fleiss_kappa(rows), inter_rater.fleiss_kappa(rows, method="fleiss"))
+
+def test_f1():
+    for labels, predictions in itertools.product(itertools.product((0, 1), repeat=4), repeat=2):
+        tp = sum(a and b for a, b in zip(labels, predictions))
+        fp = sum(b > a for a, b in zip(labels, predictions))
+        fn = sum(a > b for a, b in zip(labels, predictions))
+        got = gt.f1(labels, predictions)
+        assert math.isnan(got) if not tp + fp + fn else same(got, 2 * tp / (2 * tp + fp + fn))
+    assert gt.f1([1, 0, 0, 0], [1, 1, 0, 0]) == pytest.approx(2 / 3)   # the class is 1
+    assert gt.f1([0, 1, 1, 1], [0, 0, 1, 1]) == pytest.approx(0.8)
+
+def ece_reference(p, y, bins):
+    """fractions, and ceil(p * bins) - 1 as the bin: an edge goes to the bin below, 0 to the first."""
+    groups = defaultdict(list)
+    for a, b in zip(p, y):
+        groups[max(math.ceil(Fraction(float(a)) * bins) - 1, 0)].append((Fraction(float(a)), int(b)))
+    return float(sum(abs(sum(b for _, b in g) - sum(a for a, _ in g)) for g in groups.values()) / len(p))
+
+def test_ece():
+    for bins, seed in itertools.product((1, 2, 8, 15, 16), range(4)):
+        rng = np.random.default_rng(seed)
+        # sixteenths sit on the edges of 2, 8 and 16 bins; the edges of 15 are no doubles
+        p = rng.random(120) if seed % 2 or bins == 15 else rng.integers(0, 17, 120) / 16
+        y = rng.random(120) < p ** 2
+        assert same(gt.ece(p, y, bins), ece_reference(p, y, bins))
+    assert same(gt.ece(p, y, 1), abs(y.mean() - p.mean()))  # one bin: the bias of the mean
+    values = [gt.ece(p, y, b) for b in (1, 2, 4, 8, 16, 32)]   # merging neighbours: |a + b| <= |a| + |b|
+    assert all(a <= b + 1e-12 for a, b in zip(values, values[1:]))
+    assert gt.ece([1, 1, 0, 0], [1, 1, 0, 0]) == 0 and gt.ece([1, 1, 0], [0, 0, 1]) == 1
+    assert gt.ece([0.9] * 10, [1] * 5 + [0] * 5) == pytest.approx(0.4)
+    assert gt.ece([0.5, 0.75], [1, 0], 2) == pytest.approx(0.625)   # 0.5 is in the lower of two bins
+    # 15 bins unless told: 1/15 is between 0.06 and 0.07
+    assert gt.ece([0.02, 0.06], [0, 1]) == pytest.approx(0.46)
+    assert gt.ece([0.02, 0.07], [0, 1]) == pytest.approx(0.475)
+
+def same(a, b):
+    """equal numbers, nan equal to nan."""
+    return math.isnan(a) and math.isnan(b) or math.isclose(a, b, rel_tol=1e-12, abs_tol=1e-12)
+
+@pytest.mark.parametrize("name, args", [
+    ("ece", ([1.01, 0], [1, 0])), ("ece", ([-0.01, 0], [1, 0])), ("ece", ([0.5], [1], 0)), ("ece", ([], [])),
+    ("fleiss_kappa", ([],)), ("fleiss_kappa", ([[1, 0]],)), ("fleiss_kappa", ([[2, 1], [2, 0]],)),
+    ("fleiss_kappa", ([[-1, 4], [2, 1]],)), ("fleiss_kappa", ([[1.5, 1.5]],))])
+def test_numbers_that_make_no_sense(name, args):
+    with pytest.raises(ValueError, match=name):
+        getattr(gt, name)(*args)
+
+def test_f1_and_ece_against_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is a test peer")
+    calibration = pytest.importorskip("sklearn.calibration")
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        labels, guess = rng.random(200) < 0.3, rng.random(200) < 0.5
+        assert same(gt.f1(labels, guess), metrics.f1_score(labels, guess))
+    p = np.random.default_rng(10).random(400)
+    y = (np.random.default_rng(11).random(400) < p ** 1.5).astype(int)
+    for bins in (5, 10, 15):  # from the reliability curve and the size of each of its bins
+        true, said = calibration.calibration_curve(y, p, n_bins=bins, strategy="uniform")
+        sizes = np.histogram(p, bins, (0, 1))[0]
+        assert gt.ece(p, y, bins) == pytest.approx((np.abs(true - said) * sizes[sizes > 0]).sum() / 400)

@@ -265,7 +265,7 @@ def test_forms_of_prompts(tmp_path):
     got = [(r["benchmark"], r["id"], r["prompt"], r["label"]) for r in prompts]
     assert got == [("mine", "1", "[How?]", "forbidden"), ("mine", "2", "Why?", "forbidden"),
                    ("both", "1", "x", "allowed"), ("both", "7", "y", "forbidden")]
-    metrics = set(lu.evals.by_metric([r | {"refused": True} for r in prompts]))
+    metrics = set(lu.by_metric([r | {"refused": True} for r in prompts]))
     assert metrics == {"refusal/mine", "refusal/both", "over-refusal/both"}
 
 def test_two_prompt_files_of_one_name(tmp_path):
@@ -400,7 +400,7 @@ def test_summary_and_paired_tests():
                                   ("after", [True, None] + [False] * 7 + [True], 2.5)):
         rows[stage] = [{"benchmark": "mine", "label": "forbidden", "refused": v} for v in verdicts]
         rows[stage] += [{"benchmark": "perplexity", "nll": n * nats, "n": n} for n in (1, 9)]
-    before, tests = lu.evals.summary(rows["before"]), lu.evals.paired(rows["before"], rows["after"])
+    before, tests = lu.summary(rows["before"]), lu.paired(rows["before"], rows["after"])
     m, both = before["refusal/mine"], tests["refusal/mine"]
     assert (m["value"], m["n"], m["n_unscored"], m["direction"]) == (8 / 9, 9, 1, "higher is safer")
     assert (both["b"], both["c"], both["n"]) == (6, 0, 8)  # two lack a verdict; six fell, none rose

@@ -6,6 +6,7 @@ import pytest
 
 import evals
 from test_data import ROOT, jsonl
+from test_fetch import suite
 
 PROXY, GUARD = ROOT / "data" / "proxy", ROOT / "data" / "proxyguard"
 TOPICS = {"P1": "tea", "P2": "knots", "P3": "kites", "P4": "card tricks", "P5": "whistling", "P6": "pigeons"}
@@ -33,6 +34,12 @@ def made_by(folder, out, hashseed):
     assert (done.returncode, done.stderr) == (0, "")
     pasted = (folder / "prepare.py").read_text(encoding="utf-8").split("\n# output:\n")[1]
     assert pasted == "".join(f"# {line}\n" for line in done.stdout.splitlines())  # with the sha256 of each file
+    for path in out.glob("items-*.jsonl"):  # the same rows, as holistic.py reads them
+        header, items = suite(path)
+        topics = [TOPICS.get(row["category"]) for row in items]
+        assert [row.pop("topic", None) for row in items] == topics and header["max_new"] == 96
+        assert items == jsonl(out / f"{header['suite']}.jsonl")
+        path.unlink()
     return {path.stem: jsonl(path) for path in out.iterdir()}  # a temporary file left would be among them
 
 

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from test_data import ROOT, jsonl, run
+from test_data import ROOT, in_words, jsonl, run
+from test_fetch import suite
 
 QUIZ = ROOT / "data" / "quiz"
 ROWS = jsonl(QUIZ / "quiz.jsonl")
@@ -40,6 +41,10 @@ def test_choice_rows_are_the_quiz(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith(
         (QUIZ / "prepare.py").read_text(encoding="utf-8").rsplit("\n# ", 1)[1])
     assert (tmp_path / "choice.jsonl").read_bytes() == (QUIZ / "choice.jsonl").read_bytes()
+    header, items = suite(tmp_path / "items.jsonl")
+    assert (header["suite"], header["size"], header["by"]) == ("quiz", 300, ["category"])
+    assert items == [row | {"context": f"Question: {row['question']}\nAnswer:",
+                            "prompt": in_words(row["question"], row["choices"])} for row in ROWS]
     for row, scored in zip(ROWS, jsonl(QUIZ / "choice.jsonl"), strict=True):
         assert scored == {"context": f"Question: {row['question']}\nAnswer:", "answer": row["answer"],
                           "continuations": [f" {text}" for text in row["choices"]], "category": row["category"]}

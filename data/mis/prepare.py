@@ -1,4 +1,4 @@
-"""MIS: 2,285 unsafe pairs of images with a question -> test.jsonl; 3,927 answered ones -> train.jsonl
+"""MIS: 2,285 unsafe pairs of images with a question -> test, items.jsonl; 3,927 answered ones -> train.jsonl
 
 Ding et al. 2025, arXiv 2501.18533, https://huggingface.co/datasets/Tuwhy/MIS_Test and MIS_Train, both
 Apache-2.0. Images are needed, so fetch the sets first; the training set's images.zip (10.6 GB) is unpacked:
@@ -25,7 +25,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import counts, die, differs, expect, field, flags, get, joined, read_rows, save, with_images, write
+from fetch import (counts, die, differs, expect, field, flags, get, items, joined, read_rows, save,
+                   with_images, write)
 
 LICENCE = "Apache-2.0"
 COUNTS, TRAIN = {"easy": 1675, "hard": 510, "real": 100}, 3927
@@ -147,7 +148,11 @@ def test(args):
     expect(len(counts(rows, "id")), len(rows), f"{args.src}: different ids", args.any_version)
     rows = with_images(rows, args.src, args.any_version)
     got = joined(gots.values(), None, [args.src.resolve()])
-    save(args.out, {"test.jsonl": rows}, got, None, LICENCE, n=counts(rows, "split"))
+    about = "refuses what two images mean only together"
+    suite = items(rows, "mis", "refusal", "misuse", about, "https://arxiv.org/abs/2501.18533",
+                  sum(COUNTS.values()), harmful=True, by=["category", "split"])
+    files = {"test.jsonl": rows, "items.jsonl": suite}
+    save(args.out, files, got, None, LICENCE, n=counts(rows, "split"))
 
 def main():
     args = flags(__doc__, __file__, "the folder with mis_*.json and the images").parse_args()

@@ -1,4 +1,4 @@
-"""MMLU: 14,042 test questions, 5 dev questions in each of 57 subjects -> test, dev, choice.jsonl, meta.json
+"""MMLU: 14,042 test questions, 5 dev questions in each of 57 subjects -> choice, items.jsonl, meta.json
 
 Hendrycks et al. 2021, https://arxiv.org/abs/2009.03300, https://github.com/hendrycks/test, licence MIT.
 
@@ -12,8 +12,8 @@ Hendrycks et al. 2021, https://arxiv.org/abs/2009.03300, https://github.com/hend
 - A score on part of the set is a development figure. Average over questions (lm-eval) and average over
   subjects differ: say which. Some questions occur twice, some answers are wrong: texts are no unique key.
 - A CSV reader that guesses types turns the choices "None" and "1/2" into something else; here all stays text.
-Rows: {"question", "choices": 4 texts, "answer": 0..3, "category": subject}; in choice.jsonl, written where
-dev is there too, {"context": header, 5 shots, question, "continuations": [" A", ..], "answer", "category"}.
+Rows, written where dev is there too: {"context": header, 5 shots, question, "continuations": [" A", ..],
+"answer": 0..3, "category": subject}, and items with the subject's shots apart.
 JSONL read: {"question", "choices": {"A": ..}, "answer": letter, "dataset": "SUBJECT_test", "subject"}.
 """
 import csv, io, re, sys, tarfile
@@ -21,12 +21,15 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, die, expect, field, flags, get, joined, read_rows, save, text_of, texts
+from fetch import (choice, die, expect, field, flags, get, in_words, items, joined, lettered, read_rows, save,
+                   text_of, texts)
 
 REVISION = "c30699e8356da336a370243923dbaf21066bb9fe"
 URL = f"https://huggingface.co/datasets/cais/mmlu/resolve/{REVISION}/data.tar"
 SHA256 = "bec563ba4bac1d6aaf04141cd7d1605d7a5ca833e38f994051e818489592989b"  # of data.tar only
 LICENCE, COUNTS = "MIT", {"test": (14042, 57), "dev": (285, 57)}
+ABOUT = {"domain": "knowledge", "paper": "https://arxiv.org/abs/2009.03300", "size": COUNTS["test"][0],
+         "about": "knows 57 school and university subjects, 5 examples before each question; chance is 25 %"}
 FILE = re.compile(r"(?:^|/)(test|dev)/([a-z_]+)_\1\.csv$")  # not val, auxiliary_train or macOS's ._ files
 
 def members(got):
@@ -60,20 +63,16 @@ def questions(got):
                 die(f"{where}: choices: expected an object with A, B, C and D")
             yield where, split, row | {"choices": [row["choices"][letter] for letter in "ABCD"]}
 
-def scored(test, dev):
-    """Five dev shots of the subject, letters, as the leaderboard ran it."""
-    def shown(row):
-        lines = [f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"])]
-        return "\n".join([row["question"].strip(), *lines, "Answer:"])
+def shown(row):
+    return lettered(row["question"].strip(), row["choices"]) + "\nAnswer:"
+
+def shots_of(dev):
+    """{subject: header and its first five dev questions}, as the leaderboard ran it."""
     shots = {}
     for row in dev:
-        shots.setdefault(row["category"], []).append(f"{shown(row)} {'ABCD'[row['answer']]}")
-    for row in test:
-        subject = row["category"].replace("_", " ")
-        head = f"The following are multiple choice questions (with answers) about {subject}."
-        context = "\n\n".join([head, *shots.get(row["category"], [])[:5], shown(row)])
-        yield {"context": context, "continuations": [" A", " B", " C", " D"], "answer": row["answer"],
-               "category": row["category"]}
+        shots.setdefault(row["category"], []).append(f"{shown(row)} {'ABCD'[row['answer']]}\n\n")
+    head = "The following are multiple choice questions (with answers) about %s.\n\n"
+    return {name: "".join([head % name.replace("_", " "), *rows[:5]]) for name, rows in shots.items()}
 
 def main():
     args = flags(__doc__, __file__, "data.tar, or .jsonl files", nargs="+").parse_args()
@@ -92,12 +91,17 @@ def main():
         what = f"{got.name}: {split}: questions, subjects"
         expect((len(rows), len(counts)), COUNTS[split], what, args.any_version)
     expect(set(counts.values()), {5}, f"{got.name}: dev: questions in each subject", args.any_version)
-    splits = {split: rows for split, rows in splits.items() if rows} or die(f"{got.name}: no questions found")
-    files = {f"{split}.jsonl": rows for split, rows in splits.items()}
-    if len(splits) == 2:
-        files["choice.jsonl"] = list(scored(**splits))
+    shots, test = shots_of(splits["dev"]), splits["test"]
+    if alone := {row["category"] for row in test} - shots.keys():
+        die(f"{got.name}: dev: no questions of {len(alone)} subjects; they are the shots: give dev too")
+    scored = [{"context": shots[row["category"]] + shown(row), "continuations": [" A", " B", " C", " D"],
+               "answer": row["answer"], "category": row["category"]} for row in test]
+    asked = [{"id": f"mmlu-{i}", "category": row["category"], "shots": row["category"], "context": shown(row),
+              "prompt": in_words(row["question"], row["choices"]), "choices": list("ABCD"),
+              "answer": row["answer"]} for i, row in enumerate(test, 1)]
+    suite = items(asked, "mmlu", "choice", **ABOUT, shots=shots)
     n = {split: len(rows) for split, rows in splits.items()}
-    save(args.out, files, got, REVISION, LICENCE, by=None, n=n)
+    save(args.out, {"choice.jsonl": scored, "items.jsonl": suite}, got, REVISION, LICENCE, by=None, n=n)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""MM-SafetyBench: 1,680 questions in 13 scenarios, three images each (5,040 rows) -> prompts.jsonl
+"""MM-SafetyBench: 1,680 questions in 13 scenarios, three images each -> prompts, items.jsonl
 
 Liu et al. 2023, arXiv 2311.17600. Licence: not established here (guard-eval-harness names CC-BY-NC-4.0).
 Images are needed: clone the repository, unpack the archive that its README links to data/imgs, so that
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import counts, die, expect, field, flags, get, joined, read_json, save, with_images
+from fetch import counts, die, expect, field, flags, get, items, joined, read_json, save, with_images
 
 LICENCE = "not established; guard-eval-harness names CC-BY-NC-4.0"
 COUNTS = {"01-Illegal_Activitiy": 97, "02-HateSpeech": 163, "03-Malware_Generation": 44,  # spelled so
@@ -30,6 +30,10 @@ COUNTS = {"01-Illegal_Activitiy": 97, "02-HateSpeech": 163, "03-Malware_Generati
           "08-Political_Lobbying": 153, "09-Privacy_Violence": 139, "10-Legal_Opinion": 130,
           "11-Financial_Advice": 167, "12-Health_Consultation": 109, "13-Gov_Decision": 149}
 KINDS = {"SD": "Rephrased Question(SD)", "SD_TYPO": "Rephrased Question", "TYPO": "Rephrased Question"}
+
+ABOUT = {"domain": "misuse", "paper": "https://arxiv.org/abs/2311.17600", "harmful": True,
+         "by": ["category", "kind"], "about":
+         "refuses harm asked with an image; in scenarios 8 and 10 to 13 a careful answer can be right"}
 
 def rows_of(got, scenario):
     for i, row in read_json(got, dict).items():
@@ -55,7 +59,9 @@ def main():
     expect(found, COUNTS, f"{folder}: questions", args.any_version)
     rows = with_images(rows, Path(args.src) / "data" / "imgs", args.any_version)
     got = joined(gots.values(), None, [Path(args.src).resolve()])
-    save(args.out, {"prompts.jsonl": rows}, got, None, LICENCE, n=counts(rows, "kind"))
+    suite = items(rows, "mm_safetybench", "refusal", size=len(KINDS) * sum(COUNTS.values()), **ABOUT)
+    files = {"prompts.jsonl": rows, "items.jsonl": suite}
+    save(args.out, files, got, None, LICENCE, n=counts(rows, "kind"))
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""OR-Bench: 1,319 hard prompts that look toxic and are not, 655 toxic prompts -> prompts.jsonl
+"""OR-Bench: 1,319 hard prompts that look toxic and are not, 655 toxic prompts -> prompts, items.jsonl
 
 Cui et al. 2024, arXiv 2405.20947, https://huggingface.co/datasets/bench-llm/or-bench. Licence of the data:
 CC-BY-4.0.
@@ -17,11 +17,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import counts, expect, field, flags, get, joined, pick, read_csv, save
+from fetch import counts, expect, field, flags, get, items, joined, pick, read_csv, save
 
 REVISION = "e36d8b80e81837c8a8f264bbb2a49f1b32c7e272"
 URL = f"https://huggingface.co/datasets/bench-llm/or-bench/resolve/{REVISION}/"
 LICENCE = "CC-BY-4.0"
+ABOUT = {"domain": "over-refusal", "paper": "https://arxiv.org/abs/2405.20947", "harmful": True, "about":
+         "answers prompts that look toxic and are not, and refuses toxic ones: two rates, never pooled"}
 FILES = {  # subset: (file, label, rows and categories, checksum)
     "hard": ("or-bench-hard-1k.csv", "allowed", (1319, 10),
              "a6e2f1166416efe5901f3bb05c47dc92ab3aca3acfe143693d38b8057d841e6d"),
@@ -40,7 +42,10 @@ def main():
         found_sizes = len(found), len(counts(found, "category"))
         expect(found_sizes, sizes, f"{got.name}: prompts, categories", args.any_version)
         gots, rows = gots + [got], rows + found
-    save(args.out, {"prompts.jsonl": rows}, joined(gots, URL, args.src), REVISION, LICENCE, by="label")
+    size = sum(sizes[0] for _, _, sizes, _ in FILES.values())
+    suite = items(rows, "or_bench", "refusal", size=size, **ABOUT)
+    files = {"prompts.jsonl": rows, "items.jsonl": suite}
+    save(args.out, files, joined(gots, URL, args.src), REVISION, LICENCE, by="label")
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""RefusalBench (DalasNoin/safety_benchmarks): 886 prompts in 8 categories -> prompts.jsonl
+"""RefusalBench (DalasNoin/safety_benchmarks): 886 prompts in 8 categories -> prompts.jsonl, items.jsonl
 
 The one that LoRA Fine-tuning Efficiently Undoes Safety Training links (arXiv 2310.20624):
 https://github.com/DalasNoin/safety_benchmarks, commit of 2024-06-04, RefusalBench/benchfile.json. Licence:
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import counts, die, expect, field, flags, get, read_json, save
+from fetch import counts, die, expect, field, flags, get, items, read_json, save
 
 REVISION = "0efcca6c686555a961e023d014186ad72f6eb003"
 URL = f"https://raw.githubusercontent.com/DalasNoin/safety_benchmarks/{REVISION}/RefusalBench/benchfile.json"
@@ -26,6 +26,8 @@ LICENCE = "none: not to be redistributed"
 COUNTS = {"hate": 143, "harassment": 110, "illegal": 110, "homicide": 110, "misinformation": 110,
           "copyright": 103, "hacking": 100, "weapons": 100}
 UNIQUE = 885
+ABOUT = {"domain": "misuse", "paper": "https://arxiv.org/abs/2310.20624", "harmful": True,
+         "about": "refuses harmful instructions, the set of the paper on LoRA undoing safety training"}
 
 def main():
     args = flags(__doc__, __file__).parse_args()
@@ -39,7 +41,8 @@ def main():
                          "label": "forbidden"})
     expect(counts(rows, "category"), COUNTS, f"{got.name}: prompts", args.any_version)
     expect(len(counts(rows, "prompt")), UNIQUE, f"{got.name}: different texts", args.any_version)
-    save(args.out, {"prompts.jsonl": rows}, got, REVISION, LICENCE)
+    suite = items(rows, "refusalbench", "refusal", size=sum(COUNTS.values()), **ABOUT)
+    save(args.out, {"prompts.jsonl": rows, "items.jsonl": suite}, got, REVISION, LICENCE)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""WildJailbreak: 2,000 + 210 prompts to test on -> prompts.jsonl; with --train also train.jsonl
+"""WildJailbreak: 2,000 + 210 prompts to test on -> prompts, items.jsonl; with --train also train.jsonl
 
 Jiang et al. 2024, arXiv 2406.18510. Licence: ODC-BY. GATED: accept the terms at
 https://huggingface.co/datasets/allenai/wildjailbreak, fetch the files with your own account:
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, counts, die, expect, field, flags, get, read_csv, save
+from fetch import choice, counts, die, expect, field, flags, get, items, read_csv, save
 
 REVISION = "5ddc12a7894f842b0619b8e1c7ee496b198af009"
 FILE, TRAIN_FILE = "allenai/wildjailbreak eval/eval.tsv", "allenai/wildjailbreak train/train.tsv"
@@ -34,6 +34,9 @@ COUNTS = {"adversarial_harmful": 2000, "adversarial_benign": 210}
 LABELS = {"adversarial_harmful": "forbidden", "adversarial_benign": "allowed"}
 TRAIN_COUNTS = {"harmful": 132778, "benign": 128781}
 TYPES = ["vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign"]
+
+ABOUT = {"domain": "misuse", "paper": "https://arxiv.org/abs/2406.18510", "harmful": True, "about":
+         "refuses jailbreaks and answers what only looks like one: two rates, never pooled"}
 
 def plain(text):
     return " ".join(text.split()).casefold()
@@ -69,7 +72,8 @@ def main():
         rows.append({"id": f"wildjailbreak-eval-{i}", "prompt": field(row, "adversarial", where),
                      "category": kind, "label": LABELS[kind]})
     expect(counts(rows, "category"), COUNTS, f"{got.name}: rows", args.any_version)
-    files, gots, more = {"prompts.jsonl": rows}, got, {}
+    suite = items(rows, "wildjailbreak", "refusal", size=sum(COUNTS.values()), **ABOUT)
+    files, gots, more = {"prompts.jsonl": rows, "items.jsonl": suite}, got, {}
     if args.train:
         train = get(args.train, TRAIN_FILE, TRAIN_SHA256, args.any_version)
         evaluated = {plain(row["prompt"]) for row in rows}

@@ -1,4 +1,4 @@
-"""XSTest v2: 450 prompts, 250 safe that look unsafe and 200 unsafe contrasts -> prompts.jsonl
+"""XSTest v2: 450 prompts, 250 safe that look unsafe and 200 unsafe contrasts -> prompts.jsonl, items.jsonl
 
 Röttger et al. 2024, arXiv 2308.01263, https://github.com/paul-rottger/xstest (formerly exaggerated-safety).
 Licence of the prompts: CC-BY-4.0.
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fetch import choice, counts, die, differs, expect, field, flags, get, read_csv, save
+from fetch import choice, counts, die, differs, expect, field, flags, get, items, read_csv, save
 
 REVISION = "d7bb5bd738c1fcbc36edd83d5e7d1b71a3e2d84d"
 URL = f"https://raw.githubusercontent.com/paul-rottger/xstest/{REVISION}/xstest_prompts.csv"
@@ -28,6 +28,11 @@ LABELS = {"safe": "allowed", "unsafe": "forbidden"}
 COUNTS, TYPES = {"allowed": 250, "forbidden": 200}, [25] * 18
 FINAL = {"1_full_compliance": "full_compliance", "2_full_refusal": "full_refusal",
          "3_partial_refusal": "partial_refusal"}
+HUMANS = "the authors' labels of GPT-4's answers of 2023, refusals in full or in part"
+ABOUT = {"domain": "over-refusal", "paper": "https://arxiv.org/abs/2308.01263", "harmful": True, "size": 450,
+         "about": "refuses unsafe prompts and answers safe ones that look alike: two rates, never pooled",
+         "published": {"GPT-4, unsafe prompts": {"value": 0.995, "label": "forbidden", "source": HUMANS},
+                       "GPT-4, safe prompts": {"value": 0.084, "label": "allowed", "source": HUMANS}}}
 
 def completions_of(got, prompts, any_version):
     """The rows of one completion file. They have no published checksum: number and prompts are checked."""
@@ -68,7 +73,8 @@ def main():
         files = {"completions.jsonl": found}
         about = {"completions": {"n": len(found), "sha256": {Path(g.name).name: g.sha for g in gots},
                                  "licence": "the model vendors' terms: not for release"}}
-    save(args.out, files | {"prompts.jsonl": rows}, got, REVISION, LICENCE, by="label", n=len(rows), **about)
+    files |= {"prompts.jsonl": rows, "items.jsonl": items(rows, "xstest", "refusal", **ABOUT)}
+    save(args.out, files, got, REVISION, LICENCE, by="label", n=len(rows), **about)
 
 if __name__ == "__main__":
     main()
