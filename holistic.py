@@ -902,13 +902,8 @@ def summary(rows, suites):
     return out
 
 def compare(one, other):
-    """{item: number or None} of two models -> the paired test on the items that both have"""
-    ids = [i for i in one if one[i] is not None and other.get(i) is not None]
-    before, after = [float(one[i]) for i in ids], [float(other[i]) for i in ids]
-    if {*before, *after} <= {0, 1}:
-        return {"test": "McNemar", **evals.mcnemar(before, after)} if ids else None
-    diff, *ci95 = evals.paired_bootstrap(before, after, seed=0, n_boot=2000)
-    return {"test": "paired bootstrap", "n": len(ids), "diff": diff, "ci95": ci95, "p": None}
+    """{item: score} of two models -> the paired test on the items that both have"""
+    return evals.paired([*one.values()], [other.get(i) for i in one])
 
 def paired(rows, one, other):
     """-> {metric: test} of two models"""

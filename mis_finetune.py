@@ -814,8 +814,8 @@ def summary(rows):
 def paired(samples, before, after):
     """the same items under two methods -> {metric: McNemar's test}; unscored ones are dropped in pairs"""
     one, two = (verdicts([r for r in samples if r["stage"] == stage]) for stage in (before, after))
-    both = {m: [p for p in zip(one[m], two[m], strict=True) if None not in p] for m in one}
-    return {m: evals.mcnemar(*zip(*pairs)) for m, pairs in both.items() if pairs}
+    tests = {metric: evals.paired(one[metric], two[metric]) for metric in one}
+    return {metric: test for metric, test in tests.items() if test}
 
 # ---- numbers, the run's folder and figure
 def open_run(a, items):
@@ -864,7 +864,7 @@ def draw(res, path):
         ci = [100 * np.abs(np.array(res[stage][m]["ci95"]) - res[stage][m]["value"])[:, None] for m in (x, y)]
         axis.errorbar(*at, ci[1], ci[0], fmt="o", capsize=2, alpha=0.8)
         axis.annotate(stage, at, xytext=(5, 5), textcoords="offset points", fontsize=9)
-    axis.set(xlabel=f"{x}, % of allowed prompts refused", ylabel=f"{y}, % of forbidden prompts answered",
+    axis.set(xlabel=f"{x}, % of allowed pairs refused", ylabel=f"{y}, % of forbidden pairs answered",
              xlim=(-4, 104), ylim=(-4, 104), title="lower left is better; bars: 95 %")
     write(path, partial(fig.savefig, format="png", dpi=130))
 
