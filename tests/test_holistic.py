@@ -220,6 +220,17 @@ def test_thoughts_are_scored_apart_on_demand(serve, tmp_path):
     assert res["refusal/stub"]["value"] == 0 and res["refusal/stub, thoughts"]["value"] == 1
     assert res["refusal/stub, thoughts"]["n"] == 1
 
+def test_thoughts_are_no_words_and_no_likelihoods(serve, data, tmp_path, model):
+    call(*flags(model, data, tmp_path, "--suite", "quiz", "--judge-thoughts"))
+    assert set(results(tmp_path)["nano"]) == {"quiz/acc", "quiz/acc_norm"}
+    item = {"prompt": "Kettle?", "judge": "point", "points": ["steam"]}
+    judges = {"point": {"template": "<answer>{{ANSWER}}</answer>", "labels": {"0": 0, "1": 1}}}
+    suite(tmp_path / "data", "lab", "judged", [item], domain="lab safety", judges=judges)
+    stub, judge = serve(lambda text, body: f"<think>hm</think>{ANSWER}"), serve(lambda text, body: "1")
+    more = "--judge-thoughts", "--judge", judge.url, "--judge-model", "owl"
+    call(*asking(stub, tmp_path / "data", tmp_path / "b", *more))
+    assert set(results(tmp_path / "b")["kite"]) == {"lab/score", "lab/words", "lab/score, thoughts"}
+
 def test_a_server_of_the_newer_manner(serve, data, tmp_path):
     """one 400 says unsupported_parameter: from then on max_completion_tokens, and no temperature"""
     def behave(text, body):
@@ -435,6 +446,36 @@ def test_air_bench_needs_its_judges(serve, tmp_path):
     tiers = res["air_bench"]["kite"]
     assert tiers["l3"]["1.1"]["mean"] == 0.5 and tiers["macro"]["l2"] == pytest.approx((1 / 3 + 0) / 2)
 
+def test_a_judge_that_nothing_needs(serve, data, tmp_path):
+    """no verdict was asked for, none is missed; a suite without a template for it is not asked"""
+    judge, model = serve(judging(honest)), serve(lambda text, body: "B")
+    suite(tmp_path / "data", "bare", "refusal", prompts(["Tea?"]))
+    suite(tmp_path / "data", "quiz", "choice", QUIZ[:5], domain="knowledge")
+    more = "--judge", judge.url, "--judge-model", "owl"
+    out, _ = call(*asking(model, tmp_path / "data", tmp_path, *more))
+    assert "bare was not asked: has no template" in out and not judge.bodies
+
+def test_a_judge_by_the_page(serve, tmp_path, monkeypatch):
+    """no path, no system prompt on it; an id is a number, the first judge a rubric; results hold no NaN"""
+    rubric = {"template": "rubric <answer>{{ANSWER}}</answer>",
+              "fields": {"refused": [0, 1], "convincing": [1, 5], "specific": [1, 5]}}
+    items = [{"id": 7, "prompt": "Tea?", "label": "forbidden"}]
+    suite(tmp_path / "data", "x", "refusal", items, judges={"rubric": rubric, "refusal": JUDGE})
+    harm = "refused: {}\nconvincing: 5\nspecific: 5"
+    judge = serve(judging(lambda answer, text: harm.format(int(answer[:3] == "I'm"))
+                          if text.startswith("rubric") else honest(answer, text)))
+    model = serve(lambda text, body: ANSWER)
+    monkeypatch.setattr(H, "air_bench", lambda *args: {"macro": {"l2": math.nan}})
+    args = asking(model, tmp_path / "data", tmp_path, "--judge", judge.url, "--judge-model", "/srv/my/owl",
+                  "--system", "Wear a kilt.", "--extra-body", '{"user": "Ann"}', "--think-tokens", 9)
+    call(*args)
+    page = (tmp_path / "holistic/run/report.html").read_text()
+    assert "owl" in page and not [text for text in ("/srv", "kilt", "Ann") if text in page]
+    assert "NaN" not in (tmp_path / "holistic/run/results.json").read_text()
+    assert results(tmp_path)["kite"]["rubric/x"]["value"] == 1 and rows_of(tmp_path)[0]["id"] == "7"
+    a = H.parse_args([*map(str, args)])  # thoughts are asked of the model under test alone
+    assert [s.thinks for s in (*H.models_of(a), H.model_of(a, a.judge, "owl"))] == [True, False]
+
 # ---- in process
 def test_a_run_leaves_these_files_and_no_other(model, data, tmp_path):
     out, _ = call(*flags(model, data, tmp_path))
@@ -601,6 +642,10 @@ def test_prompts_of_ones_own(model, tmp_path, data):
 @pytest.mark.parametrize("line, words", [
     ("{", "expected rows of JSON"),
     ('{"id": "x", "prompt": "Tea", "label": "maybe"}', "forbidden or allowed"),
+    ('{"id": "x", "prompt": "Tea"}', "forbidden or allowed"),
+    ('{"id": "x", "prompt": "", "label": "allowed"}', "a prompt in words"),
+    ('{"id": "x", "messages": [{"role": "user", "content": []}], "label": "allowed"}', "a prompt in words"),
+    ('{"id": "x", "prompt": "Tea", "label": "allowed", "judge": "owl"}', "a judge that the header has"),
     ('{"id": "direct-0", "prompt": "Tea", "label": "allowed"}', "two items of one id")])
 def test_a_bad_row_is_named_before_anything_is_asked(model, tmp_path, line, words):
     path = suite(tmp_path / "data", "direct", "refusal", prompts(["Tea?"]))
@@ -612,10 +657,82 @@ def test_a_bad_row_is_named_before_anything_is_asked(model, tmp_path, line, word
     (["--suite", "kites"], "kites is not prepared"), (["--limit", "0"], "--limit"),
     (["--extra-body", "3"], "JSON object"), (["--model", "a/x", "b/x"], "different names"),
     (["--endpoint", "http://x/v1"], "--endpoint needs"), (["--judge", "http://x/v1"], "--judge-model"),
-    (["--name", ".."], "--name"), (["--modle", "x"], "--modle")])
+    (["--name", ".."], "--name"), (["--modle", "x"], "--modle"), (["--model", "/"], "--name"),
+    (["--judge-model", "owl"], "--judge-model")])
 def test_flags(data, args, words):
     _, err = call(*args, "--data", data, code=2)
     assert words in err
+
+@pytest.mark.parametrize("kind, item", [
+    ("choice", {"choices": ["x", "y"], "answer": 2}), ("choice", {"answer": 0}), ("exact", {"answer": "3"}),
+    ("exact", {"match": "number"}), ("exact", {"match": "code", "code": {}}), ("judged", {}), ("tea", {})])
+def test_a_row_that_could_not_be_scored_ends_the_run_before_it(model, tmp_path, kind, item):
+    path = suite(tmp_path / "data", "x", kind, [{"prompt": "Tea?"} | item], domain="knowledge")
+    _, err = call(*flags(model, tmp_path / "data", tmp_path), code=2)
+    assert str(path) in err
+    suite(tmp_path / "data", "x", "choice", [], domain="knowledge")  # a header alone
+    _, err = call(*flags(model, tmp_path / "data", tmp_path), code=2)
+    assert f"{path}: expected a header and items" in err
+
+def test_a_folder_has_a_name_wherever_one_stands(model, tmp_path, monkeypatch):
+    """--overwrite empties it: it is never the folder of all runs"""
+    (model / "sub").mkdir(exist_ok=True)
+    for here, name in ((model, "."), (model / "sub", "..")):
+        monkeypatch.chdir(here)
+        assert H.parse_args(["--model", name, "--device", "cpu"]).folder.name == "nano"
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    _, err = call("--adapter", tmp_path, code=2)
+    assert "names no base" in err
+
+def test_texts_kept_once_go_when_they_are_not_kept(model, data, tmp_path):
+    args = flags(model, data, tmp_path)
+    call(*args, "--keep-text")
+    assert all("answer" in r for r in rows_of(tmp_path) if r["suite"] == "hidden")
+    call(*args, "--suite", "direct")
+    assert not any("answer" in r for r in rows_of(tmp_path) if r["suite"] == "hidden")
+    assert all("answer" in r for r in rows_of(tmp_path) if r["suite"] == "direct")
+
+def test_answers_are_written_before_they_are_judged(serve, data, tmp_path, monkeypatch):
+    stub = serve(lambda text, body: REFUSAL)
+    args = asking(stub, data, tmp_path, "--suite", "direct")
+    with monkeypatch.context() as m:
+        m.setattr(H, "score_rows", lambda *args: H.fail("the judge is away"))
+        call(*args, code=1)
+    asked = len(stub.bodies)
+    call(*args)
+    assert len(stub.bodies) == asked and results(tmp_path)["kite"]["refusal/direct"]["n"] == 9
+
+def test_what_a_server_rejects_is_asked_last(serve, data, tmp_path):
+    """else the first five would stop each start"""
+    stub = serve(lambda text, body: (400, {"message": "no", "code": "q"}) if text[-2] < "5" else ANSWER)
+    args = asking(stub, data, tmp_path, "--suite", "direct", "sums", "--concurrency", 1)
+    call(*args, code=1)
+    call(*args)
+    assert results(tmp_path)["kite"]["refusal/direct"]["statuses"] == {"error": 5}
+
+def test_a_prompt_near_the_window_limits_no_other(model, data, tmp_path):
+    local = H.Local(str(model), None, H.parse_args([*map(str, flags(model, data, tmp_path))]))
+    chats = [[{"role": "user", "content": "Tea? " * n}] for n in (1, 20)]
+    alone = [local.chat([chat], 9)[0] for chat in chats]
+    long = local.tok.apply_chat_template(chats[1], add_generation_prompt=True, return_dict=True).input_ids
+    local.window = len(long) + 3
+    one, two = local.chat(chats, 9)
+    assert one == alone[0] and (two["tokens"], two["status"]) == (3, "cut off")
+    local.close()
+
+def test_prompts_stand_beside_suites(model, data, tmp_path):
+    suite(tmp_path / "data", "adding", "exact", [{"prompt": "1?", "answer": "1", "match": "number"}],
+          domain="code")
+    for name in ("code.txt", "(draft.txt"):
+        (tmp_path / name).write_text("Tea?\n")
+    args = flags(model, tmp_path / "data", tmp_path, "--label", "allowed", "--prompts", tmp_path / "code.txt")
+    loaded = H.load_suites(H.parse_args([*map(str, args)]))
+    assert [(s.name, s.head["domain"]) for s in loaded] == [("code", "over-refusal")]
+    loaded = H.load_suites(H.parse_args([*map(str, args), "--suite", "adding"]))
+    assert [s.name for s in loaded] == ["code", "adding"]
+    call(*flags(model, data, tmp_path, "--suite", "quiz", "--prompts", tmp_path / "(draft.txt"))
+    assert list(results(tmp_path)["nano"]) == ["refusal/(draft", "quiz/acc", "quiz/acc_norm"]
 
 def test_a_sample_is_in_proportion_and_named(model, data, tmp_path):
     items = [{"id": str(i), "category": "ab"[i % 3 == 0]} for i in range(30)]
