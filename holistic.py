@@ -269,10 +269,9 @@ def usable(item, kind, judges):
     asked, named, right = text_asked(item), [item["judge"]] if "judge" in item else [*judges], True
     if kind == "refusal":
         right = item["label"] in ("forbidden", "allowed")
-    elif kind == "choice" and "targets" in item:
-        right = len(item["targets"]) == len(item["choices"])
     elif kind == "choice":
-        right = item["answer"] in range(len(item["choices"]))
+        n = len(item["choices"])
+        right = len(item["targets"]) == n if "targets" in item else item["answer"] in range(n)
     elif kind == "exact" and item["match"] == "code":
         right = {"prompt", "entry_point", "test"} <= item["code"].keys()
     elif kind == "exact":
@@ -311,7 +310,7 @@ def why_not(suite, a, judge):
 def measure(model, suite, judge, stored, a):
     """-> a row an item, in order. An answer is asked for once; a verdict holds for the question, template,
     polarity, judge and scorers that made it, and is made anew when one of them changes."""
-    rows, todo, late, hidden = [], [], [], suite.name not in a.harmless and not a.keep_text
+    rows, todo, late = [], [], []
     for item in suite.items:
         question = [model.id, item.get("context"), item.get("choices"), chat_of(suite, item, a),
                     max_new(suite, a), a.think_tokens, a.extra_body]
@@ -330,7 +329,8 @@ def measure(model, suite, judge, stored, a):
     if judge and todo and suite.kind == "refusal":
         check_polarity(suite, judge, a)
     todo += late  # first, what a server rejects would stop each start
-    size = 32 if judge and hidden else 256  # what is not written is lost with the judge
+    unwritten = judge and suite.name not in a.harmless and not a.keep_text
+    size = 32 if unwritten else 256  # what is not written is lost where the judge fails
     for some in (todo[i:i + size] for i in range(0, len(todo), size)):
         questions = [(item, row) for item, row in some if "status" not in row]
         for (_, row), reply in zip(questions, ask(model, suite, [item for item, _ in questions], a)):
