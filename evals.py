@@ -3,8 +3,8 @@ is "no verdict": counted, and in no class. Wrong shapes and values raise a Value
 function's name.
 
 Print two refusal scorers or more and how often they disagree: keyword lists under-count, by more for one
-model than for another. `refused` agrees with people on 0.969 of one model's XSTest answers whose texts were not
-read while it was written (their score was); an earlier grammar that did so too had about 0.93 on four others'.
+model than for another. `refused` agrees with people on 0.969 of one model's XSTest answers whose texts were
+not read while it was written (their score was); an earlier grammar of 0.969 had about 0.93 on four others'.
 """
 import json
 import math
