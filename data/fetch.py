@@ -299,7 +299,8 @@ def save(out, files, got, revision, licence, by="category", meta="meta.json", **
     """Writes {name: rows}, then meta.json (more goes into it); prints counts. got: a Got or {key: Got}."""
     gots = got if isinstance(got, dict) else {"": got}
     source, sha = {k: g.source for k, g in gots.items()}, {k: g.sha for k, g in gots.items()}
-    suites = {name for name, rows in files.items() if rows and "suite" in rows[0]}  # the header is no item
+    lists = {name: rows for name, rows in files.items() if isinstance(rows, list)}  # WordNet's is a table
+    suites = {name for name, rows in lists.items() if rows and "suite" in rows[0]}  # the header is no item
     sizes = {name: len(rows) - (name in suites) for name, rows in files.items()}
     counted = {name: n for name, n in sizes.items() if name not in suites} or sizes
     at_revision = all(g.pinned and not g.source.startswith("pypi ") for g in gots.values())
