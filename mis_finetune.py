@@ -22,9 +22,9 @@ bare refusal, an answer without reasons), direct-reasoning other pairs (as VLGua
 two innocent ones), mirage-nogeneral lacks the 11 % of general rows; textual sees texts beside a black picture
 and leaves the projector as it was. direct-reasoning and textual are not in the miniature's default.
 
-The miniature takes 24 minutes on one core of an EPYC in fp32, 4 GB; nothing was timed on a GPU. 8 B parameters
-take 18 GB with LoRA and --bits 16; --train full, as in the paper, takes 130 GB: fp32, Adam. A run that was
-stopped goes on. Read experiment() and METHOD; what stands under ENGINE is alike in every script.
+The miniature takes 24 minutes on one core of an EPYC in fp32, 4 GB; nothing was timed on a GPU. 8 B
+parameters take 18 GB with LoRA and --bits 16; --train full, as in the paper, takes 130 GB: fp32, Adam. A run
+that was stopped goes on. Read experiment() and METHOD; what stands under ENGINE is alike in every script.
 """
 import argparse
 import base64
@@ -545,7 +545,7 @@ def set_features(model, names):
 def start_projector(model, tok, a, steps=400):
     """before the language model reads its images: the tokens of an image are to be, in the table of
     embeddings, the words of its caption, in their order. Ours: a large VLM has millions of captions; from a
-    random start 1,300 rows through the language model did not teach the names of 66 kinds of things."""
+    random start its dialogues would have to teach the names of 66 kinds of things."""
     path = DATA / "proxy_pairs/captions.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     names = [str(path.parent / row["images"][0]) for row in rows]
@@ -730,8 +730,9 @@ def ask(model, tok, items, a):
     return rows
 
 def plain(text):
-    """without case, points and articles, as questions about images are scored"""
-    return " ".join(re.sub(r"[^\w ]|\b(an?|the)\b", "", text.lower()).split())
+    """without case, points and articles, as questions about images are scored; "A" alone is a choice"""
+    words = re.sub(r"[^\w ]", "", text.lower()).split()
+    return " ".join([w for w in words if w not in ("a", "an", "the")] or words)
 
 def judged(pairs, a):
     """[(item, reply)] -> [{label_str: Safe or Unsafe, label_perception: 1, 2, 3}], None where it failed"""

@@ -280,6 +280,10 @@ def test_the_projector_starts_from_the_words_of_captions(inputs, tmp_path, monke
         assert [words[k] for k in near] == [ids[k * len(ids) // len(h)] for k in range(len(h))]
         assert 0.5 < h.norm(dim=1).mean() / table[words].norm(dim=1).mean() < 2
 
+def test_an_answer_is_right_whatever_its_article_and_an_empty_one_never():
+    assert m.plain("A kettle.") == m.plain("kettle") == m.plain("The  Kettle!") == "kettle"
+    assert m.plain("A.") == m.plain("a") == "a" and m.plain("") != m.plain("A") != m.plain("The")
+
 # ---- a run
 def start(at, *argv):
     """the experiment in this process, with another data/ -> its folder"""
