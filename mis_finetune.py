@@ -229,7 +229,8 @@ def experiment(a):
     report(res, a)
 
 # ---- data: rows with images in, token ids and target weights out
-TINY = "organism/safety.jsonl", "vision/internvit", "proxy_pairs/vqa_test.jsonl"  # a prepare.py's last file
+TINY = ("organism/safety.jsonl", "vision/internvit", "proxy_pairs/captions.jsonl",
+        "proxy_pairs/vqa_test.jsonl")  # a prepare.py's last file; captions: an older one wrote none
 ADAPT = 320  # dialogues from which the miniature learns to see
 LEVELS = "easy", "hard", "benign"  # equal shares: one picture tells, only the pair tells, allowed
 
